@@ -1,0 +1,1 @@
+"""Hot loops compiled with numba: keys and slots, exact sums, rings and windows. No I/O, no clock."""

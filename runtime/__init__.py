@@ -1,0 +1,1 @@
+"""The bottom: settings, errors, logging, clock, Kafka client, topic names, metrics."""

@@ -1,0 +1,1 @@
+"""The embedded infrastructure: real Kafka, Redis and the registry, started from wheels."""

@@ -1,0 +1,1 @@
+"""Artefacts, suspicious loading, deployments and the batch scorer."""

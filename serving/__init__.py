@@ -1,0 +1,1 @@
+"""Servers for others: the schema registry."""

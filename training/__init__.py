@@ -1,0 +1,1 @@
+"""Training sets, fitting, evaluation and the model registry."""
