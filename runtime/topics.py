@@ -1,0 +1,122 @@
+"""The one table of topics: how they are called and how ``headrace apply`` makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+TopicRole = Literal[
+    "source", "dlq", "late", "predictions", "snapshots", "rekey", "deployments"
+]
+
+# A record that was too large for its reader must still fit the topic that keeps it.
+_KEEPER_BYTES_MAX = str(64 * 1024 * 1024)
+
+#: Kafka settings by role. Time inside a stage is the broker's, so the logs that stages read carry
+#: LogAppendTime; they are kept for ever because state is rebuilt from them. DLQ and late records
+#: keep the time of the record they hold, which any retention by time would delete at once.
+ROLE_CONFIG: Mapping[TopicRole, Mapping[str, str]] = MappingProxyType(
+    {
+        "source": {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"},
+        "rekey": {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"},
+        "predictions": {"message.timestamp.type": "LogAppendTime"},
+        "snapshots": {"message.timestamp.type": "LogAppendTime"},
+        "dlq": {"retention.ms": "-1", "max.message.bytes": _KEEPER_BYTES_MAX},
+        "late": {"retention.ms": "-1", "max.message.bytes": _KEEPER_BYTES_MAX},
+        "deployments": {
+            "cleanup.policy": "compact",
+            "message.timestamp.type": "LogAppendTime",
+            "min.cleanable.dirty.ratio": "0.1",
+        },
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as it must be."""
+
+    name: str
+    role: TopicRole
+    partitions: int
+    replication: int
+    config: Mapping[str, str] = field(default_factory=dict)
+
+
+def predictions(pipeline: str) -> str:
+    """Return the topic of a pipeline's scores."""
+    return f"{pipeline}.predictions"
+
+
+def snapshots(pipeline: str) -> str:
+    """Return the topic of a pipeline's feature vectors."""
+    return f"{pipeline}.snapshots"
+
+
+def rekey(pipeline: str, entity: str) -> str:
+    """Return the internal topic that an entity's stage reads."""
+    return f"{pipeline}.rekey.{entity}"
+
+
+def dlq(source: str) -> str:
+    """Return the topic of a source's bad records."""
+    return f"{source}.dlq"
+
+
+def late(source: str) -> str:
+    """Return the topic of a source's records beyond the lateness."""
+    return f"{source}.late"
+
+
+def deployments(project: str) -> str:
+    """Return the compacted topic that says which model is live."""
+    return f"{project}.deployments"
+
+
+def group(project: str, pipeline: str) -> str:
+    """Return the consumer group of a pipeline's workers."""
+    return f"{project}.{pipeline}"
+
+
+def topic_specs(
+    project: str,
+    source_topics: Iterable[str],
+    rekeyed_entities: Mapping[str, Iterable[str]],
+    *,
+    partitions: int,
+    replication: int,
+    source_config: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[TopicSpec, ...]:
+    """Return every topic of a project, each once, in the order to make them.
+
+    Args:
+        project: The project's name.
+        source_topics: Topics of the sources.
+        rekeyed_entities: By pipeline, the entities whose stage reads a re-key topic.
+        partitions: Of every topic but the deployments', which has one.
+        replication: Of every topic.
+        source_config: Kafka settings for the source topics, over ours.
+
+    """
+    sources = list(dict.fromkeys(source_topics))
+    named: list[tuple[str, TopicRole]] = [(topic, "source") for topic in sources]
+    named += [(dlq(topic), "dlq") for topic in sources]
+    named += [(late(topic), "late") for topic in sources]
+    for pipeline, entities in rekeyed_entities.items():
+        named += [(rekey(pipeline, entity), "rekey") for entity in entities]
+        named += [(predictions(pipeline), "predictions"), (snapshots(pipeline), "snapshots")]
+    named.append((deployments(project), "deployments"))
+    return tuple(
+        TopicSpec(
+            name,
+            role,
+            1 if role == "deployments" else partitions,
+            replication,
+            {**ROLE_CONFIG[role], **(source_config if role == "source" else {})},
+        )
+        for name, role in named
+    )
