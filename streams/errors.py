@@ -1,0 +1,36 @@
+"""What can go wrong around the stream: every error here stops the worker with a message.
+
+Bad input is no error: it is data that goes to the DLQ with a reason.
+"""
+
+from __future__ import annotations
+
+from headrace.runtime.errors import HeadraceError
+
+
+class StreamError(HeadraceError):
+    """The stream cannot go on."""
+
+
+class DeliveryError(StreamError):
+    """The broker refused a message for good, so nothing after it may be committed."""
+
+
+class PositionError(StreamError):
+    """A committed offset does not belong to the topic as it is now."""
+
+
+class TopicError(StreamError):
+    """A topic that the plan needs is missing, or has another number of partitions."""
+
+
+class PublishError(StreamError):
+    """Events could not be published: unreadable input, or a delivery failure."""
+
+
+class ReplayError(StreamError):
+    """A DLQ record cannot be sent to its source again."""
+
+
+class LaneError(StreamError):
+    """A message of an internal topic does not carry what its sender must write."""

@@ -1,0 +1,83 @@
+"""A ticket: the batches of one hand-over and the promise of what they cause.
+
+An agent's exception would otherwise lose its batch in silence (ADR on Faust): the source thread
+waits on the ticket, so that it sees either the outputs or the exception. No Faust, no Kafka here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from headrace.streams.batch import EventBatch, Outputs, Processor
+
+
+@dataclass(slots=True)
+class Ticket:
+    """Batches of distinct topic partitions; ``future`` yields their outputs in the same order.
+
+    ``submitted_s`` and ``started_s``, ``finished_s`` are readings of a monotonic clock.
+    """
+
+    batches: list[EventBatch]
+    future: Future[list[Outputs]] = field(default_factory=Future)
+    submitted_s: float = 0.0
+    started_s: float = 0.0
+    finished_s: float = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Count the rows of all batches."""
+        return sum(map(len, self.batches))
+
+
+class ProcessorTable:
+    """Who owns which topic partition's state, by (topic, partition) and epoch.
+
+    The source thread assigns and drops, while no ticket of that partition is under way; the
+    executor's thread looks up. A batch of an epoch that is gone finds nobody and causes nothing.
+    """
+
+    def __init__(self) -> None:
+        self._owners: dict[tuple[str, int], tuple[int, Processor]] = {}
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def assign(self, topic: str, partition: int, epoch: int, processor: Processor) -> None:
+        """Hand the partition over to ``processor`` for the time of ``epoch``."""
+        assert (topic, partition) not in self._owners, (topic, partition)
+        self._owners[topic, partition] = (epoch, processor)
+
+    def drop(self, topic: str, partition: int) -> None:
+        """Forget the partition's processor and its state, if there is one."""
+        self._owners.pop((topic, partition), None)
+
+    def find(self, batch: EventBatch) -> Processor | None:
+        """Return the processor of the batch's partition and epoch, or None if it is gone."""
+        epoch, processor = self._owners.get((batch.topic, batch.partition), (-1, None))
+        return processor if epoch == batch.epoch else None
+
+
+def process(table: ProcessorTable, batches: list[EventBatch]) -> list[Outputs]:
+    """Run each batch through its partition's processor; a lost partition's batch causes nothing."""
+    results = []
+    for batch in batches:
+        processor = table.find(batch)
+        results.append(Outputs() if processor is None else processor.process(batch))
+    return results
+
+
+async def serve(tickets: AsyncIterator[Ticket], work: Callable[[Ticket], Awaitable[None]]) -> None:
+    """Be an agent: await ``work`` on one ticket after the other, until the stream ends.
+
+    Any failure, cancellation too, is the ticket's result, so that who waits on it always learns.
+    """
+    async for ticket in tickets:
+        try:
+            await work(ticket)
+        except BaseException as error:
+            if not ticket.future.done():
+                ticket.future.set_exception(error)
+            raise
