@@ -39,7 +39,9 @@ def duration_ms(text: str) -> int:
     """
     match = re.fullmatch(r"(\d+)\s*(ms|s|m|h|d)", text.strip())
     if match is None:
-        message = explain("duration", "be a whole number and a unit", text, "a setting", "write '5m'")
+        message = explain(
+            "duration", "be a whole number and a unit", text, "a setting", "write '5m'"
+        )
         raise ValueError(message)
     return int(match[1]) * _UNITS_MS[match[2]]
 
@@ -145,7 +147,11 @@ def load_settings(folder: Path) -> Settings:
     path = folder / SETTINGS_FILE
     if not path.is_file():
         message = explain(
-            "project folder", f"hold {SETTINGS_FILE}", str(folder), "settings", "run 'headrace init'"
+            "project folder",
+            f"hold {SETTINGS_FILE}",
+            str(folder),
+            "settings",
+            "run 'headrace init'",
         )
         raise SettingsError(message)
     _refuse_unknown_environment()
@@ -187,7 +193,11 @@ def _refuse_unknown_environment() -> None:
         first = variable[len(ENVIRONMENT_PREFIX) :].split("__")[0].lower()
         if first not in Settings.model_fields:
             message = explain(
-                "environment variable", "name a setting", variable, "settings", _hint(first, Settings)
+                "environment variable",
+                "name a setting",
+                variable,
+                "settings",
+                _hint(first, Settings),
             )
             raise SettingsError(message)
 

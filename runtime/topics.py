@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-TopicRole = Literal[
-    "source", "dlq", "late", "predictions", "snapshots", "rekey", "deployments"
-]
+TopicRole = Literal["source", "dlq", "late", "predictions", "snapshots", "rekey", "deployments"]
 
 # A record that was too large for its reader must still fit the topic that keeps it.
 _KEEPER_BYTES_MAX = str(64 * 1024 * 1024)
