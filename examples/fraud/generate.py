@@ -210,9 +210,7 @@ def _day(world: World, day: int) -> _Day:
     choices = np.diff(world.near_start)
     habit = np.where(choices > 0, world.payments_per_day, 0.0)
     customer = np.repeat(np.arange(world.customer_count), rng.poisson(habit))
-    time_ms = np.rint(rng.normal(DAY_MS / 2, 20_000_000.0, len(customer))).astype(
-        np.int64
-    )
+    time_ms = np.rint(rng.normal(DAY_MS / 2, 20_000_000.0, len(customer))).astype(np.int64)
     # What falls outside the day does not take place.
     inside = (time_ms > 0) & (time_ms < DAY_MS)
     customer, time_ms = customer[inside], time_ms[inside]
@@ -220,29 +218,23 @@ def _day(world: World, day: int) -> _Day:
     customer, time_ms = customer[order], time_ms[order]
 
     mean = world.mean_amount[customer]
-    amount = rng.normal(mean, mean / 2)
-    amount = np.round(np.where(amount < 0.0, rng.uniform(0.0, 2 * mean), amount), 2)
+    drawn = rng.normal(mean, mean / 2)
+    amount = np.where(drawn < 0.0, rng.uniform(0.0, 2 * mean), drawn).round(2)
     pick = (rng.random(len(customer)) * choices[customer]).astype(np.int64)
     terminal = world.near[world.near_start[customer] + pick].astype(np.int64)
 
     scenario = np.where(amount > LARGE_AMOUNT, 1, 0).astype(np.int8)
     scenario[_struck(world, day, terminal, "terminal")] = 2
-    stolen = _struck(world, day, customer, "customer") & (
-        rng.random(len(customer)) < STOLEN_SHARE
-    )
+    stolen = _struck(world, day, customer, "customer") & (rng.random(len(customer)) < STOLEN_SHARE)
     scenario[stolen] = 3
-    amount[stolen] = np.round(amount[stolen] * STOLEN_FACTOR, 2)
+    amount[stolen] = (amount[stolen] * STOLEN_FACTOR).round(2)
     # Known after an hour at the soonest, mostly within three days, never after seven.
     delay_rng = np.random.default_rng([world.seed, _REPORTS, day])
-    delay_ms = delay_rng.triangular(HOUR_MS, DAY_MS, 7 * DAY_MS, len(customer)).astype(
-        np.int64
-    )
+    delay_ms = delay_rng.triangular(HOUR_MS, DAY_MS, 7 * DAY_MS, len(customer)).astype(np.int64)
     return _Day(day * DAY_MS + time_ms, customer, terminal, amount, scenario, delay_ms)
 
 
-def _struck(
-    world: World, day: int, who: NDArray[np.int64], kind: str
-) -> NDArray[np.bool_]:
+def _struck(world: World, day: int, who: NDArray[np.int64], kind: str) -> NDArray[np.bool_]:
     """Say which of ``who`` are compromised on the day: those struck on it or shortly before."""
     if kind == "terminal":
         count, per_day, lasting = world.terminal_count, TERMINALS_PER_DAY, TERMINAL_DAYS
@@ -250,9 +242,7 @@ def _struck(
         count, per_day, lasting = world.customer_count, CUSTOMERS_PER_DAY, CUSTOMER_DAYS
     struck = np.zeros(count, np.bool_)
     for start in range(max(0, day - lasting + 1), day + 1):
-        rng = np.random.default_rng(
-            [world.seed, _STARTS, int(kind == "terminal"), start]
-        )
+        rng = np.random.default_rng([world.seed, _STARTS, int(kind == "terminal"), start])
         # Whole numbers that add up to the rate, also where a small world has less than one a day.
         quota = int((start + 1) * count * per_day) - int(start * count * per_day)
         struck[rng.choice(count, quota, replace=False)] = True
@@ -269,23 +259,17 @@ def _names(prefix: str, count: int, index: NDArray[np.int64]) -> pa.Array:
 def write(simulation: Simulation, folder: Path) -> None:
     """Write ``transactions.parquet`` and ``reports.parquet`` into the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        simulation.transactions, folder / "transactions.parquet", compression="zstd"
-    )
+    pq.write_table(simulation.transactions, folder / "transactions.parquet", compression="zstd")
     pq.write_table(simulation.reports, folder / "reports.parquet", compression="zstd")
 
 
 def main() -> None:
     """Make the files from the command line."""
-    parser = argparse.ArgumentParser(
-        description="Simulate card transactions and fraud reports."
-    )
+    parser = argparse.ArgumentParser(description="Simulate card transactions and fraud reports.")
     parser.add_argument("--customers", type=int, default=5_000)
     parser.add_argument("--terminals", type=int, default=10_000)
     parser.add_argument("--days", type=int, default=60)
-    parser.add_argument(
-        "--start", default="2026-01-01", help="first day, YYYY-MM-DD, UTC"
-    )
+    parser.add_argument("--start", default="2026-01-01", help="first day, YYYY-MM-DD, UTC")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "data")
     options = parser.parse_args()

@@ -74,17 +74,13 @@ def convert(raw: pa.Table, tie_order: Path) -> tuple[pa.Table, pa.Table]:
 def main() -> None:
     """Convert the files from the command line."""
     parser = argparse.ArgumentParser(description="Convert the handbook's transactions.")
-    parser.add_argument(
-        "raw", type=Path, help="all daily files as one Parquet, sorted by id"
-    )
+    parser.add_argument("raw", type=Path, help="all daily files as one Parquet, sorted by id")
     parser.add_argument("tie_order", type=Path, help="customer_tie_order.json")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "data")
     options = parser.parse_args()
     transactions, reports = convert(pq.read_table(options.raw), options.tie_order)
     options.output.mkdir(parents=True, exist_ok=True)
-    pq.write_table(
-        transactions, options.output / "transactions.parquet", compression="zstd"
-    )
+    pq.write_table(transactions, options.output / "transactions.parquet", compression="zstd")
     pq.write_table(reports, options.output / "reports.parquet", compression="zstd")
     sys.stdout.write(
         f"{transactions.num_rows:,} transactions, {reports.num_rows:,} of them frauds, "

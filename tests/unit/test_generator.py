@@ -118,9 +118,7 @@ def test_a_compromised_terminal_defrauds_everybody_for_four_weeks_and_then_stops
     assert (simulation.scenario[between] >= 2).mean() > 0.95
 
 
-def test_a_third_of_the_payments_of_a_stolen_card_are_five_times_as_large(
-    simulation, world
-):
+def test_a_third_of_the_payments_of_a_stolen_card_are_five_times_as_large(simulation, world):
     amount = simulation.transactions["amount"].to_numpy()
     customer = simulation.transactions["customer_id"].to_numpy(zero_copy_only=False)
     index = np.array([int(name[1:]) for name in customer])
@@ -158,13 +156,9 @@ def test_a_simulation_in_two_parts_equals_one_in_one_part():
     world = make_world(500, 1_000, SEED)
     whole = simulate(world, START_MS, 50)
     first = simulate(world, START_MS, 20)
-    rest = simulate(
-        world, START_MS, 30, first_day=20, first_id=first.transactions.num_rows
-    )
+    rest = simulate(world, START_MS, 30, first_day=20, first_id=first.transactions.num_rows)
 
-    assert whole.transactions.slice(0, first.transactions.num_rows).equals(
-        first.transactions
-    )
+    assert whole.transactions.slice(0, first.transactions.num_rows).equals(first.transactions)
     assert (
         whole.transactions.slice(first.transactions.num_rows)
         .combine_chunks()

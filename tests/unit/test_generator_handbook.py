@@ -26,9 +26,7 @@ def raw_rows():
 
 def test_a_tied_pair_is_put_in_the_order_the_handbook_counted_it(tmp_path):
     ties = tmp_path / "ties.json"
-    ties.write_text(
-        json.dumps([{"reference_order": [2, 0]}, {"reference_order": [900, 901]}])
-    )
+    ties.write_text(json.dumps([{"reference_order": [2, 0]}, {"reference_order": [900, 901]}]))
 
     transactions, reports = convert(raw_rows(), ties)
 

@@ -1,0 +1,29 @@
+"""``python -m bench NAME …``: the benches by name, each with its own options (``--help``)."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+# A bench is a module with ``main(arguments) -> exit code``.
+BENCHES = {
+    "card": ("bench.card.run", "the card job: ours, the bare client loop, Kafka Streams"),
+    "latency": ("bench.card.latency", "from produce to readable prediction at 1,000 events/s"),
+    "fraud": ("bench.fraud", "two entities, one process"),
+    "history": ("bench.history", "training data from history, through the same kernel"),
+}
+
+
+def main() -> int:
+    """Run the bench that the first argument names."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] not in BENCHES:
+        lines = [f"  {name:<10}{about}" for name, (_, about) in BENCHES.items()]
+        sys.stderr.write("\n".join(["usage: python -m bench NAME [options]", *lines, ""]))
+        return 2
+    module = importlib.import_module(BENCHES[arguments[0]][0])
+    return int(module.main(arguments[1:]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
