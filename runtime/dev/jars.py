@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import ssl
-import xml.etree.ElementTree as ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
 
 from headrace.runtime.errors import DownloadError, explain
 
@@ -169,8 +169,8 @@ def _maven_mirror() -> str | None:
     """Return the mirror of Maven Central that the user's own Maven settings name, if any."""
     path = Path.home() / ".m2" / "settings.xml"
     try:
-        tree = ElementTree.parse(path)  # noqa: S314 - the user's own file, read with their rights.
-    except (OSError, ElementTree.ParseError):
+        tree = ET.parse(path)  # noqa: S314 - the user's own file, read with their rights.
+    except (OSError, ET.ParseError):
         return None
     for mirror in tree.getroot().iterfind("{*}mirrors/{*}mirror"):
         of = mirror.findtext("{*}mirrorOf") or ""

@@ -133,7 +133,8 @@ class Broker:
         )
         if done.returncode != 0:
             output = done.stdout.decode(errors="replace").strip()
-            raise EmbeddedError(f"Kafka's log folder must be formattable; {output[-2000:]}")
+            msg = f"Kafka's log folder must be formattable; {output[-2000:]}"
+            raise EmbeddedError(msg)
         _sync(unfinished)
         unfinished.rename(self.data)
         _sync(self.folder)

@@ -7,7 +7,6 @@ import fcntl
 import json
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.runtime.dev.processes import (
@@ -22,6 +21,7 @@ from headrace.runtime.errors import EmbeddedError, explain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
     from types import TracebackType
 
     from headrace.runtime.settings import Settings
