@@ -6,8 +6,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
-from confluent_kafka.admin import NewTopic as _NewTopic
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
 
 from headrace.runtime.errors import KafkaUnavailableError, TopicError, explain
 
@@ -73,7 +79,7 @@ def partition_counts(client: AdminClient, names: Iterable[str]) -> dict[str, int
 
 
 def topic_ids(client: AdminClient, names: Iterable[str]) -> dict[str, str]:
-    """Return each topic's id (Kafka's UUID in base64): a topic made anew under an old name has another.
+    """Return each topic's id (Kafka's UUID in base64); one made anew under an old name has another.
 
     Raises:
         TopicError: If one of the topics does not exist.
@@ -96,7 +102,7 @@ def topic_ids(client: AdminClient, names: Iterable[str]) -> dict[str, str]:
 def end_offsets(
     properties: Mapping[str, Any], partitions: Iterable[tuple[str, int]]
 ) -> dict[tuple[str, int], int]:
-    """Return the high watermark of each (topic, partition): the offset that the next record gets."""
+    """Return each (topic, partition)'s high watermark: the offset that the next record gets."""
     consumer = Consumer({**properties, "group.id": "headrace.offsets", "enable.auto.commit": False})
     try:
         return {
@@ -138,7 +144,7 @@ def _metadata(client: AdminClient) -> Any:
 
 def _create(client: AdminClient, specs: list[TopicSpec]) -> None:
     topics = [
-        _NewTopic(
+        NewTopic(
             spec.name,
             num_partitions=spec.partitions,
             replication_factor=spec.replication,
@@ -192,8 +198,6 @@ def _align_config(client: AdminClient, specs: list[TopicSpec]) -> None:
 
 
 def _set_all(resource: ConfigResource, config: Mapping[str, str]) -> None:
-    from confluent_kafka.admin import AlterConfigOpType, ConfigEntry
-
     for name, value in config.items():
         entry = ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
         resource.add_incremental_config(entry)

@@ -1,4 +1,4 @@
-"""Logs of a process: event names with keys and values, for people on a terminal, else JSON lines."""
+"""Logs: event names with keys and values, for people on a terminal, else as JSON lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A project's settings: ``headrace.yaml``, and over it the environment; anything unknown is refused."""
+"""A project's settings: ``headrace.yaml``, the environment over it; the unknown is refused."""
 
 from __future__ import annotations
 
@@ -133,6 +133,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Let the environment win over what is given; read nothing else."""
+        del settings_cls, dotenv_settings, file_secret_settings
         return (env_settings, init_settings)
 
 

@@ -1,4 +1,4 @@
-"""Brings Kafka's jars: a fixed list, each verified against its pinned sha256, kept in a cache folder.
+"""Brings Kafka's jars: a fixed list, each verified against its sha256, kept in a cache folder.
 
 The list is complete, so nothing is resolved at run time and nothing but what was pinned can run.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree as ET
+import xml.etree.ElementTree as ET as ET
 
 from headrace.runtime.errors import DownloadError, explain
 

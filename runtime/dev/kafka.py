@@ -1,4 +1,4 @@
-"""A real Apache Kafka broker of one node (KRaft) on the loopback interface, with its data in a folder."""
+"""A real Apache Kafka broker of one node (KRaft) on the loopback, with its data in a folder."""
 
 from __future__ import annotations
 
@@ -165,10 +165,10 @@ class Broker:
                 "log_level": 0,
             }
         )
-        while True:
+        found = None
+        while found is None:
             try:
                 found = str(client.list_topics(timeout=1.0).cluster_id)
-                break
             except KafkaException:
                 self._check(record, deadline)
         if found != self.cluster_id():

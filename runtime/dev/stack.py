@@ -311,7 +311,7 @@ class Stack:
 
 
 def stack_of(settings: Settings, folder: Path) -> Stack:
-    """Return the stack of the project in ``folder``: only what the settings do not name elsewhere."""
+    """Return the project's stack: only the services that the settings do not name elsewhere."""
     external = _external(settings)
     kafka = external.get("kafka")
     return Stack(
@@ -326,7 +326,7 @@ def stack_of(settings: Settings, folder: Path) -> Stack:
 
 
 def endpoints(settings: Settings, folder: Path) -> Endpoints:
-    """Return where the project's infrastructure is: what the settings name, else what runs embedded.
+    """Return where the infrastructure is: what the settings name, else what runs embedded.
 
     Raises:
         EmbeddedError: If something is neither named nor running.

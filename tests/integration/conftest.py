@@ -35,7 +35,7 @@ def unique_name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def project_folder(tmp_path: Path, stack: Endpoints, unique_name: str) -> Path:
-    """Return a folder with a ``headrace.yaml`` that names the run's infrastructure; nothing else."""
+    """Return a folder with a ``headrace.yaml`` that names the infrastructure; nothing else."""
     folder = tmp_path / "project"
     (folder / "schemas").mkdir(parents=True)
     (folder / "headrace.yaml").write_text(
