@@ -1,4 +1,4 @@
-"""How a contender is measured: outputs by the broker's stamps, CPU and memory of its process tree."""
+"""How a contender is measured: outputs by the broker's stamps, CPU of its process tree."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 from confluent_kafka import Consumer, TopicPartition
-from numpy.typing import NDArray
+
+from headrace.runtime.clock import SystemClock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 SAMPLE_EVERY_S = 0.1
 MIB = 2**20
+CLOCK = SystemClock()
 
 
 class BenchError(Exception):
@@ -67,7 +71,7 @@ class TreeSampler:
         self._thread.join()
 
     def cpu_s_between(self, first_s: float, last_s: float) -> float:
-        """Return the CPU seconds used between two instants of ``time.time()``."""
+        """Return the CPU seconds used between two instants, epoch s."""
         at = [sample.at_s for sample in self._samples]
         used = [sample.cpu_s for sample in self._samples]
         first, last = np.interp([first_s, last_s], at, used)
@@ -88,7 +92,7 @@ class TreeSampler:
                     rss += process.memory_info().rss
             except psutil.NoSuchProcess:
                 continue
-            self._samples.append(_Sample(time.time(), cpu_s, rss / MIB))
+            self._samples.append(_Sample(CLOCK.now_ms() / 1000, cpu_s, rss / MIB))
 
 
 def end_offset_sums(consumer: Consumer, topics: Sequence[str], partitions: int) -> list[int]:
@@ -114,7 +118,7 @@ def drain(
     log: Path,
     stall_s: float = 120.0,
 ) -> Drain:
-    """Run a contender until it has written ``expected`` messages to each of the topics, and stop it.
+    """Run a contender until each of the topics holds ``expected`` messages, and stop it.
 
     Args:
         name: What the figures are called.
@@ -132,7 +136,7 @@ def drain(
 
     """
     probe = Consumer({"bootstrap.servers": bootstrap_servers, "group.id": "bench.probe"})
-    start_s = time.time()
+    start_s = CLOCK.now_ms() / 1000
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT

@@ -1,1 +1,1 @@
-"""The card job: three windows of count and mean per customer and a score, for each of a million events."""
+"""The card job: counts and means per customer and a score, for each of a million events."""

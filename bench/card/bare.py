@@ -1,7 +1,7 @@
 """The limit of client and broker on this machine: consume and produce, no work in between.
 
-Run as its own process, so that it is measured like every other contender:
-``python -m bench.card.bare BOOTSTRAP IN OUT COUNT``. It keeps running when done, until it is stopped.
+``python -m bench.card.bare BOOTSTRAP IN OUT COUNT``: its own process, so that it is measured like
+every other contender. It keeps running when done, until it is stopped.
 """
 
 from __future__ import annotations

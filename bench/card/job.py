@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import fastavro
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 EVENT_COUNT = 1_000_000
 CUSTOMER_COUNT = 50_000
@@ -117,7 +118,7 @@ def encode(events: Events, cache: Path) -> pa.BinaryArray:
 
 
 def train_model(path: Path) -> Path:
-    """Train the job's model, 100 trees of 31 leaves on made-up vectors; kept in a file once made."""
+    """Train the job's model, 100 trees of 31 leaves on made-up vectors; kept once made."""
     if path.exists():
         return path
     import lightgbm

@@ -1,7 +1,7 @@
-"""The best JVM peer on the same topic: Kafka Streams, at-least-once, built and run from ../shared/peers.
+"""The best JVM peer on the same topic: Kafka Streams, at-least-once, as in ``../shared/peers``.
 
-The peers are not part of the project. Without them, a JDK or Maven there is no figure, and the bench
-says so and goes on.
+The peers are not part of the project. Without them, a JDK or Maven there is no figure, and the
+bench says so and goes on.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bench.measure import BenchError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 BUILD_TIMEOUT_S = 600
 RUN_TIMEOUT_S = 580
@@ -103,7 +104,7 @@ def kafka_streams(
 def _run(command: list[str], work: Path, timeout_s: float, environment: dict[str, str]) -> str:
     try:
         finished = subprocess.run(
-            ["bash", *command],
+            [shutil.which("bash") or "bash", *command],
             env={**os.environ, **environment, "BENCH_PEERS": str(work)},
             capture_output=True,
             text=True,

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 
 import pyarrow as pa
 
 from examples.fraud.handbook import convert
 
+START_MS = 1_522_540_800_000  # 2018-04-01, without a zone as in the handbook's files
+
 
 def raw_rows():
-    start = datetime(2018, 4, 1)
     return pa.table(
         {
             "TRANSACTION_ID": pa.array([0, 1, 2, 3], pa.int32()),
-            "TX_DATETIME": pa.array([start] * 4, pa.timestamp("ms")),
+            "TX_DATETIME": pa.array([START_MS] * 4, pa.timestamp("ms")),
             "CUSTOMER_ID": pa.array([7, 8, 7, 9], pa.int32()),
             "TERMINAL_ID": pa.array([1, 2, 3, 4], pa.int32()),
             "TX_AMOUNT": [1.25, 2.5, 3.0, 0.0],
