@@ -20,10 +20,6 @@ class PositionError(StreamError):
     """A committed offset does not belong to the topic as it is now."""
 
 
-class TopicError(StreamError):
-    """A topic that the plan needs is missing, or has another number of partitions."""
-
-
 class PublishError(StreamError):
     """Events could not be published: unreadable input, or a delivery failure."""
 
@@ -34,3 +30,7 @@ class ReplayError(StreamError):
 
 class LaneError(StreamError):
     """A message of an internal topic does not carry what its sender must write."""
+
+
+class PartitioningError(StreamError):
+    """Records of a source read directly do not lie where its declared partitioner puts them."""

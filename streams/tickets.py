@@ -6,22 +6,28 @@ waits on the ticket, so that it sees either the outputs or the exception. No Fau
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from headrace.streams.batch import EventBatch, Outputs, Processor
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 
 @dataclass(slots=True)
 class Ticket:
-    """Batches of distinct topic partitions; ``future`` yields their outputs in the same order.
+    """Batches for one kind of processor; ``future`` yields their outputs in the same order.
 
-    ``submitted_s`` and ``started_s``, ``finished_s`` are readings of a monotonic clock.
+    ``done`` collects the outputs, so that work that was interrupted goes on where it stopped.
+    The times are readings of a monotonic clock.
     """
 
+    kind: str
     batches: list[EventBatch]
     future: Future[list[Outputs]] = field(default_factory=Future)
+    done: list[Outputs] = field(default_factory=list)
     submitted_s: float = 0.0
     started_s: float = 0.0
     finished_s: float = 0.0
@@ -60,13 +66,11 @@ class ProcessorTable:
         return processor if epoch == batch.epoch else None
 
 
-def process(table: ProcessorTable, batches: list[EventBatch]) -> list[Outputs]:
+def process(table: ProcessorTable, ticket: Ticket) -> None:
     """Run each batch through its partition's processor; a lost partition's batch causes nothing."""
-    results = []
-    for batch in batches:
+    for batch in ticket.batches[len(ticket.done) :]:
         processor = table.find(batch)
-        results.append(Outputs() if processor is None else processor.process(batch))
-    return results
+        ticket.done.append(Outputs() if processor is None else processor.process(batch))
 
 
 async def serve(tickets: AsyncIterator[Ticket], work: Callable[[Ticket], Awaitable[None]]) -> None:

@@ -1,0 +1,124 @@
+"""Where a worker starts in each topic partition, and how far it has come. No thread of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from headrace.runtime.errors import explain
+from headrace.streams.commit import Position, load_note
+from headrace.streams.errors import PositionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from confluent_kafka import Consumer, TopicPartition
+
+# What to do about committed offsets that do not fit the topic: stop and let a person decide,
+# process and emit what the topic holds now, or take what it holds for emitted.
+Mismatch = Literal["stop", "replay", "skip"]
+BROKER_TIMEOUT_S = 15.0
+CHOICES = (
+    "start once with `headrace worker --on-mismatch replay` to process and emit everything that "
+    "the topic holds now, or `--on-mismatch skip` to take it as emitted already"
+)
+
+
+@dataclass(slots=True)
+class OwnedPartition:
+    """One assigned topic partition.
+
+    Offsets: below ``emit_from`` rows are replayed in silence; ``next_offset`` is the next one to
+    hand over, ``done_offset`` the next one whose outputs are not sent yet, ``committed_offset``
+    what the group knows. ``end_told`` says that the processor knows it has seen all there is.
+    """
+
+    topic: str
+    partition: int
+    epoch: int
+    topic_id: str
+    emit_from: int
+    committed_offset: int
+    next_offset: int = 0
+    done_offset: int = 0
+    high_offset: int = 0
+    end_told: bool = False
+    newest_arrival_ms: int | None = None
+
+    @property
+    def replay_rows(self) -> int:
+        """Count the offsets still to be replayed in silence."""
+        return max(0, self.emit_from - self.done_offset)
+
+    @property
+    def lag_rows(self) -> int:
+        """Count the offsets between what is done and the end of the partition."""
+        return max(0, self.high_offset - self.done_offset)
+
+    def position(self) -> Position | None:
+        """Return what there is to commit, None when the group knows all of it."""
+        if self.done_offset < self.emit_from or self.done_offset <= self.committed_offset:
+            return None
+        return Position(self.topic, self.partition, self.done_offset, self.topic_id)
+
+
+def own(
+    consumer: Consumer,
+    partitions: list[TopicPartition],
+    topic_ids: Mapping[str, str],
+    epoch: int,
+    mismatch: Mismatch,
+) -> list[OwnedPartition]:
+    """Return the start of each newly assigned partition: offset 0, silent up to what is committed.
+
+    Without checkpoints the state is rebuilt from the beginning of the log.
+
+    Raises:
+        PositionError: If a committed offset belongs to another topic of the same name, or lies
+            outside of what the topic holds.
+        KafkaException: If the broker does not answer in time.
+
+    """
+    owned = []
+    for committed in consumer.committed(partitions, timeout=BROKER_TIMEOUT_S):
+        low, high = consumer.get_watermark_offsets(committed, timeout=BROKER_TIMEOUT_S)
+        topic_id = topic_ids[committed.topic]
+        offset = max(committed.offset, 0)
+        fault = _fault(committed, low, high, topic_id)
+        if fault is not None:
+            if mismatch == "stop":
+                raise PositionError(fault)
+            offset = low if mismatch == "replay" else high
+        owned.append(
+            OwnedPartition(
+                topic=committed.topic,
+                partition=committed.partition,
+                epoch=epoch,
+                topic_id=topic_id,
+                emit_from=offset,
+                committed_offset=-1 if fault is not None else offset,
+                next_offset=low,
+                done_offset=low,
+                high_offset=high,
+            )
+        )
+    return owned
+
+
+def _fault(committed: TopicPartition, low: int, high: int, topic_id: str) -> str | None:
+    """Say what is wrong with a committed offset; None where there is none, or nothing is wrong."""
+    if committed.offset < 0:
+        return None
+    where = f"{committed.topic}[{committed.partition}]"
+    note = load_note(committed.metadata)
+    if note is not None and note.topic_id != topic_id:
+        rule = f"belong to the topic as it is now (id {topic_id})"
+        got: object = f"offset {committed.offset} of topic id {note.topic_id}"
+        return explain("the committed offset", rule, got, where, f"recreated topic; {CHOICES}")
+    if committed.offset > high:
+        rule = f"be at most the end of the partition ({high})"
+        return explain("the committed offset", rule, committed.offset, where, CHOICES)
+    if committed.offset < low:
+        rule = f"be at least the oldest offset that is retained ({low})"
+        return explain("the committed offset", rule, committed.offset, where, CHOICES)
+    return None

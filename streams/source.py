@@ -1,0 +1,470 @@
+"""The source thread: it owns consumer and producer, hands batches over and sends what they cause.
+
+It knows neither Faust nor what a processor does: ``submit`` takes a ticket and keeps it somewhere
+until its future is done. One thread for both clients means that no callback of a rebalance can
+wait for another thread that waits for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from headrace.runtime.errors import explain
+from headrace.runtime.logging import get_logger
+from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, producer_properties
+from headrace.streams.errors import DeliveryError, PositionError
+from headrace.streams.intake import Row, batches, end_batch, group
+from headrace.streams.positions import Mismatch, OwnedPartition, own
+from headrace.streams.tickets import ProcessorTable, Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from headrace.streams.batch import EventBatch, Outputs, Processor
+
+log = get_logger(__name__)
+
+# One ticket is worked on, one waits for the worker, one is being filled or sent.
+TICKETS_MAX = 3
+IDLE_WAIT_S = 0.1
+BUSY_WAIT_S = 0.001
+# While a ticket takes longer (registry away, first compilation) the consumer is paused and polled,
+# or the group would take the worker for dead.
+STALL_S = 1.0
+ROWS_MIN = 500
+REVOKE_BUDGET_S = 30.0
+FLUSH_BUDGET_S = 10.0
+REPLAY_REPORT_S = 5.0
+
+# librdkafka spells its local codes with a leading underscore.
+_END = KafkaError._PARTITION_EOF  # noqa: SLF001
+_NOT_RETRIED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Which agent serves a topic's batches, and how far downstream the topic is."""
+
+    kind: str
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """How the source runs.
+
+    Of what is read at once, the batches of topics of higher rank go first: downstream before
+    upstream. ``producer`` and ``consumer`` are librdkafka's properties.
+    """
+
+    group: str
+    routes: Mapping[str, Route]
+    topic_ids: Mapping[str, str]
+    consumer: Mapping[str, Any]
+    producer: Mapping[str, Any]
+    commit_interval_ms: int
+    batch_budget_ms: int
+    batch_rows_max: int
+    linger_ms: float = 0.0
+    mismatch: Mismatch = "stop"
+
+
+class SourceWatcher(Protocol):
+    """Who is told what the source does: metrics, health, the line that says ready."""
+
+    def assigned(self, owned: Sequence[OwnedPartition]) -> None:
+        """All partitions owned now, after a change."""
+        ...
+
+    def sent(self, batch: EventBatch, outputs: Outputs) -> None:
+        """The outputs of a batch were handed to the producer."""
+        ...
+
+    def ticked(self, owned: Sequence[OwnedPartition]) -> None:
+        """About once a second."""
+        ...
+
+    def caught_up(self) -> None:
+        """Every owned partition is replayed up to its committed offset."""
+        ...
+
+
+def consumer_properties(options: SourceOptions) -> dict[str, Any]:
+    """Return librdkafka's properties of the consumer; what the user sets wins where it is safe."""
+    return {
+        "partition.assignment.strategy": "cooperative-sticky",
+        "session.timeout.ms": 6_000,
+        "heartbeat.interval.ms": 1_500,
+        "queued.min.messages": 50_000,
+        "queued.max.messages.kbytes": 64 * 1024,
+        "fetch.wait.max.ms": 10,
+        # librdkafka's default of 1 s would let a full queue run dry.
+        "fetch.queue.backoff.ms": 2,
+        "isolation.level": "read_committed",
+        **options.consumer,
+        "group.id": options.group,
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "auto.offset.reset": "error",
+        "enable.partition.eof": True,
+    }
+
+
+class Source:
+    """The loop of the source thread. ``run`` is its body; ``stop`` may be called from anywhere."""
+
+    def __init__(
+        self,
+        options: SourceOptions,
+        table: ProcessorTable,
+        build: Callable[[str, int], Processor],
+        submit: Callable[[Ticket], None],
+        watcher: SourceWatcher,
+    ) -> None:
+        self._options = options
+        self._table = table
+        self._build = build
+        self._submit = submit
+        self._watcher = watcher
+        self._owned: dict[tuple[str, int], OwnedPartition] = {}
+        self._tickets: deque[Ticket] = deque()
+        self._stash: list[Row] = []
+        self._epoch = 0
+        self._rows_max = min(options.batch_rows_max, ROWS_MIN * 4)
+        self._row_cost_s = 0.0
+        self._fault: BaseException | None = None
+        self._stopping = False
+        self._drain_wanted = True
+        self._sending = False
+        self._replaying = False
+        self._assigned_once = False
+        self._recommit = False
+        self._next_commit_s = 0.0
+        self._next_tick_s = 0.0
+        self._next_report_s = 0.0
+        self._polled_s = 0.0
+        self._consumer = Consumer(
+            {
+                **consumer_properties(options),
+                "on_commit": self._on_commit,
+                "error_cb": self._on_error,
+            }
+        )
+        self._producer = CheckedProducer(
+            producer_properties(options.producer, options.linger_ms), self._keep_alive
+        )
+        self._guarantee: Guarantee = AtLeastOnce(self._producer, self._consumer)
+
+    def stop(self, drain: bool) -> None:
+        """Ask the loop to end: with ``drain`` it sends and commits first, else it gives up."""
+        self._drain_wanted = drain
+        self._stopping = True
+
+    def run(self) -> None:
+        """Consume until stopped; everything raised here must end the process.
+
+        Raises:
+            HeadraceError: If the stream cannot go on.
+
+        """
+        self._consumer.subscribe(
+            list(self._options.routes),
+            on_assign=self._on_assign,
+            on_revoke=self._on_revoke,
+            on_lost=self._on_lost,
+        )
+        drained = False
+        try:
+            while not self._stopping:
+                self._step()
+            if self._drain_wanted:
+                self._settle_all(REVOKE_BUDGET_S)
+                self._commit(wait=True)
+                drained = True
+        finally:
+            if not drained:
+                self._tickets.clear()
+                self._owned.clear()
+                self._guarantee.abort()
+            self._consumer.close()
+
+    def _step(self) -> None:
+        """Send what is done, take what is there, and sleep only where something will wake us."""
+        self._settle_done()
+        if not self._tickets:
+            self._poll(0.0 if self._stash else IDLE_WAIT_S)
+        if self._stash or len(self._tickets) < TICKETS_MAX:
+            self._take()
+        elif not self._wait(self._tickets[0], STALL_S):
+            self._keep_alive()
+        self._raise_fault()
+        now_s = time.monotonic()
+        if now_s >= self._next_commit_s:
+            self._commit(wait=False)
+        if now_s >= self._next_tick_s:
+            self._tick(now_s)
+
+    def _take(self) -> None:
+        """Hand over what can be had at once; with nothing there, wait for a ticket a moment."""
+        messages, self._stash = self._stash, []
+        if len(messages) < self._rows_max and (messages or self._tickets):
+            wanted = self._rows_max - len(messages)
+            messages += cast("list[Row]", self._consumer.consume(wanted, 0))
+            self._polled_s = time.monotonic()
+        if messages:
+            self._hand_over(messages)
+        elif self._tickets:
+            self._wait(self._tickets[0], BUSY_WAIT_S)
+
+    def _poll(self, timeout_s: float) -> None:
+        """Wait for one message: unlike ``consume`` this returns with the first."""
+        message = self._consumer.poll(timeout_s)
+        self._polled_s = time.monotonic()
+        if message is not None:
+            self._stash.append(cast("Row", message))
+
+    def _hand_over(self, messages: list[Row]) -> None:
+        rows, events = group(messages)
+        ticket_batches: list[EventBatch] = []
+        for key, found in rows.items():
+            owned = self._owned.get(key)
+            if owned is None:
+                continue
+            owned.high_offset = max(owned.high_offset, self._high_offset(owned))
+            made = batches(owned, found, owned.high_offset)
+            owned.next_offset = found[-1].offset() + 1
+            # A silent row tells nobody; the end is then reported by a batch of its own.
+            owned.end_told = made[-1].at_end and owned.next_offset > owned.emit_from
+            ticket_batches += made
+        for event in events:
+            ticket_batches += self._serve_event(event)
+        for owned in self._owned.values():
+            at_end = (
+                owned.next_offset >= owned.high_offset and (owned.topic, owned.partition) in rows
+            )
+            if at_end and not owned.end_told:
+                owned.end_told = True
+                ticket_batches.append(end_batch(owned))
+        self._submit_all(ticket_batches)
+
+    def _submit_all(self, made: list[EventBatch]) -> None:
+        routes = self._options.routes
+        made.sort(key=lambda batch: -routes[batch.topic].rank)
+        for kind, members in itertools.groupby(made, lambda batch: routes[batch.topic].kind):
+            ticket = Ticket(kind, list(members), submitted_s=time.monotonic())
+            self._tickets.append(ticket)
+            self._submit(ticket)
+
+    def _high_offset(self, owned: OwnedPartition) -> int:
+        known = self._consumer.get_watermark_offsets(
+            TopicPartition(owned.topic, owned.partition), cached=True
+        )
+        return known[1] if known is not None else -1
+
+    def _serve_event(self, event: Row) -> list[EventBatch]:
+        """Act on a consumer event; the end of a partition may be news for its processor."""
+        error = event.error()
+        assert error is not None
+        if error.code() == _END:
+            owned = self._owned.get((event.topic(), event.partition()))
+            if owned is None:
+                return []
+            # Control records have offsets too, so the end can lie beyond the last row's.
+            owned.high_offset = max(owned.high_offset, event.offset())
+            if owned.end_told or event.offset() < owned.next_offset:
+                return []
+            owned.next_offset = event.offset()
+            owned.end_told = True
+            return [end_batch(owned)]
+        if error.code() in _NOT_RETRIED:
+            raise PositionError(
+                explain(
+                    "the next offset",
+                    "be retained by the broker",
+                    event.offset(),
+                    f"{event.topic()}[{event.partition()}]",
+                    "the topic was cut or made anew while the worker ran: start the worker again",
+                )
+            )
+        if error.fatal():
+            raise KafkaException(error)
+        log.warning("consumer_trouble", error=error.str(), topic=event.topic())
+        return []
+
+    def _wait(self, ticket: Ticket, timeout_s: float) -> bool:
+        """Wait until the ticket is done; False when it is not after ``timeout_s``."""
+        try:
+            ticket.future.exception(timeout_s)
+        except TimeoutError:
+            return ticket.future.done()
+        except CancelledError:
+            pass
+        return True
+
+    def _settle_done(self) -> None:
+        while self._tickets and self._tickets[0].future.done():
+            self._settle()
+
+    def _settle_all(self, budget_s: float) -> bool:
+        """Wait for all tickets and send what they caused; False if the budget was too small."""
+        deadline_s = time.monotonic() + budget_s
+        while self._tickets:
+            if not self._wait(self._tickets[0], max(0.0, deadline_s - time.monotonic())):
+                return False
+            self._settle()
+        return True
+
+    def _settle(self) -> None:
+        """Send what the oldest ticket caused; its exception is raised here."""
+        ticket = self._tickets.popleft()
+        results = ticket.future.result()
+        self._adapt(ticket)
+        self._guarantee.begin()
+        self._sending = True
+        try:
+            for batch, outputs in zip(ticket.batches, results, strict=True):
+                owned = self._owned.get((batch.topic, batch.partition))
+                if owned is None or owned.epoch != batch.epoch:
+                    continue
+                self._guarantee.send(outputs)
+                if len(batch):
+                    owned.done_offset = int(batch.offsets[-1]) + 1
+                    owned.newest_arrival_ms = int(batch.arrival_time_ms[-1])
+                if batch.at_end and owned.end_told and owned.next_offset >= owned.high_offset:
+                    owned.done_offset = max(owned.done_offset, owned.next_offset)
+                self._watcher.sent(batch, outputs)
+        finally:
+            self._sending = False
+        if self._replaying:
+            self._report_replay()
+
+    def _adapt(self, ticket: Ticket) -> None:
+        """Fit the number of rows of a hand-over to the time that one may take."""
+        rows = ticket.rows
+        if rows < ROWS_MIN // 5:
+            return
+        cost_s = (ticket.finished_s - ticket.started_s) / rows
+        self._row_cost_s = cost_s if not self._row_cost_s else 0.8 * self._row_cost_s + 0.2 * cost_s
+        fitting = int(self._options.batch_budget_ms / 1000 / max(self._row_cost_s, 1e-9))
+        self._rows_max = max(min(ROWS_MIN, self._options.batch_rows_max), fitting)
+        self._rows_max = min(self._rows_max, self._options.batch_rows_max)
+
+    def _commit(self, wait: bool) -> None:
+        self._next_commit_s = time.monotonic() + self._options.commit_interval_ms / 1000
+        if self._recommit:
+            self._recommit = False
+            for owned in self._owned.values():
+                owned.committed_offset = min(owned.committed_offset, owned.emit_from - 1)
+        positions = [p for p in (owned.position() for owned in self._owned.values()) if p]
+        if not positions:
+            return
+        if self._guarantee.commit(positions, FLUSH_BUDGET_S, wait):
+            for position in positions:
+                owned = self._owned[position.topic, position.partition]
+                owned.committed_offset = position.offset
+
+    def _tick(self, now_s: float) -> None:
+        self._next_tick_s = now_s + 1.0
+        for owned in self._owned.values():
+            owned.high_offset = max(owned.high_offset, self._high_offset(owned))
+        self._watcher.ticked(list(self._owned.values()))
+        self._producer.poll()
+
+    def _report_replay(self) -> None:
+        left = sum(owned.replay_rows for owned in self._owned.values())
+        if not left and self._assigned_once:
+            self._replaying = False
+            log.info("replayed", partitions=len(self._owned))
+            self._watcher.caught_up()
+        elif time.monotonic() >= self._next_report_s:
+            self._next_report_s = time.monotonic() + REPLAY_REPORT_S
+            log.info("replaying_in_silence", rows_left=left)
+
+    def _keep_alive(self) -> None:
+        """Poll without taking rows, so that the group sees a worker that waits as alive."""
+        if time.monotonic() - self._polled_s < STALL_S:
+            return
+        assignment = self._consumer.assignment()
+        self._consumer.pause(assignment)
+        self._poll(0)
+        still = [p for p in assignment if (p.topic, p.partition) in self._owned]
+        self._consumer.resume(still)
+        self._raise_fault()
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+    def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Start the new partitions; an exception must not pass through librdkafka's frames."""
+        try:
+            self._epoch += 1
+            started = (
+                own(
+                    consumer,
+                    partitions,
+                    self._options.topic_ids,
+                    self._epoch,
+                    self._options.mismatch,
+                )
+                if partitions
+                else []
+            )
+            for owned in started:
+                processor = self._build(owned.topic, owned.partition)
+                self._table.assign(owned.topic, owned.partition, owned.epoch, processor)
+                self._owned[owned.topic, owned.partition] = owned
+            consumer.incremental_assign(
+                [TopicPartition(o.topic, o.partition, o.next_offset) for o in started]
+            )
+        except BaseException as error:  # noqa: BLE001 -- raised again by the loop
+            self._fault = error
+            return
+        rows = sum(owned.replay_rows for owned in started)
+        log.info("partitions_assigned", count=len(started), replay_rows=rows)
+        self._assigned_once = self._replaying = True
+        self._next_report_s = 0.0
+        self._watcher.assigned(list(self._owned.values()))
+        self._report_replay()
+
+    def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Drain, commit, release: who gets the partitions next starts where we ended."""
+        try:
+            # Inside a send that waits for room nothing more can be delivered: let go without.
+            if not self._sending and self._settle_all(REVOKE_BUDGET_S):
+                self._commit(wait=True)
+        except BaseException as error:  # noqa: BLE001 -- raised again by the loop
+            self._fault = error
+        self._release(partitions)
+
+    def _on_lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Drop partitions that another worker may own already: nothing of them is committed."""
+        log.warning("partitions_lost", count=len(partitions))
+        self._release(partitions)
+
+    def _release(self, partitions: list[TopicPartition]) -> None:
+        for partition in partitions:
+            self._owned.pop((partition.topic, partition.partition), None)
+            self._table.drop(partition.topic, partition.partition)
+        log.info("partitions_released", count=len(partitions))
+        self._watcher.assigned(list(self._owned.values()))
+
+    def _on_commit(self, error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+        failed = [p.error.str() for p in partitions if p.error is not None]
+        if error is not None or failed:
+            self._recommit = True
+            log.warning("offsets_not_committed", error=error.str() if error else failed[0])
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fault = DeliveryError(f"the consumer cannot go on: {error.str()}")
+        else:
+            log.warning("broker_trouble", error=error.str())
