@@ -50,4 +50,4 @@ def configure(*, level: str = "info", as_json: bool | None = None) -> None:
 
 def get_logger(name: str) -> FilteringBoundLogger:
     """Return the logger of a module."""
-    return cast("FilteringBoundLogger", structlog.get_logger(logger=name))
+    return cast("FilteringBoundLogger", structlog.get_logger(module=name))

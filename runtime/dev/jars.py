@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
-import xml.etree.ElementTree as ET as ET
+from xml.etree import ElementTree as ET
 
 from headrace.runtime.errors import DownloadError, explain
 
