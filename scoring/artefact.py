@@ -79,6 +79,7 @@ class Artefact:
     manifest: Manifest
     sha256: str
     model_text: bytes
+    manifest_json: bytes
 
 
 def write_artefact(
@@ -122,9 +123,9 @@ def write_artefact(
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         draft.chmod(0o755)
-        _write_durably(draft / MODEL_FILE, model_text)
-        _write_durably(draft / MANIFEST_FILE, encode_manifest(manifest))
-        _sync_folder(draft)
+        write_durably(draft / MODEL_FILE, model_text)
+        write_durably(draft / MANIFEST_FILE, encode_manifest(manifest))
+        sync_folder(draft)
         publish_folder(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -144,7 +145,7 @@ def publish_folder(draft: Path, folder: Path) -> None:
         draft.rename(folder)
     except OSError as error:
         raise ArtefactError(_taken(folder)) from error
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def _taken(folder: Path) -> str:
@@ -191,7 +192,7 @@ def read_artefact(folder: Path, *, sha256: str | None = None) -> Artefact:
             str(folder),
         )
         raise ArtefactError(message)
-    return Artefact(folder, manifest, digest, text)
+    return Artefact(folder, manifest, digest, text, raw)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -250,8 +251,7 @@ def decode_manifest(raw: bytes, where: str) -> Manifest:
             sha256=_text(data["file"]["sha256"]),
             size=int(data["file"]["size"]),
             columns=tuple(
-                FeatureColumn(_text(f["name"]), _text(f["dtype"]))
-                for f in data["features"]
+                FeatureColumn(_text(f["name"]), _text(f["dtype"])) for f in data["features"]
             ),
             fingerprint=_text(data["fingerprint"]),
             training_set_id=_text(data["training_set_id"]),
@@ -270,9 +270,7 @@ def decode_manifest(raw: bytes, where: str) -> Manifest:
 def _canary(data: Mapping[str, list[list[str]]], width: int) -> Canary:
     rows = [[float.fromhex(x) for x in row] for row in data["rows"][:CANARY_ROWS_MAX]]
     scores = [float.fromhex(str(x)) for x in data["scores"][:CANARY_ROWS_MAX]]
-    return Canary(
-        np.array(rows, np.float64).reshape(len(rows), width), np.array(scores)
-    )
+    return Canary(np.array(rows, np.float64).reshape(len(rows), width), np.array(scores))
 
 
 def _check_canary(manifest: Manifest, where: str) -> None:
@@ -282,14 +280,10 @@ def _check_canary(manifest: Manifest, where: str) -> None:
     if not names or len(set(names)) != len(names):
         raise ArtefactError(explain("manifest", "name each feature once", names, where))
     if wrong is not None:
-        raise ArtefactError(
-            explain("feature dtype", f"be one of {_DTYPES}", wrong, where)
-        )
+        raise ArtefactError(explain("feature dtype", f"be one of {_DTYPES}", wrong, where))
     if canary.rows.shape != (len(canary.scores), len(names)) or not len(canary.scores):
         shapes = (canary.rows.shape, canary.scores.shape)
-        raise ArtefactError(
-            explain("canary", "have a score for each row", shapes, where)
-        )
+        raise ArtefactError(explain("canary", "have a score for each row", shapes, where))
     if not np.isfinite(canary.scores).all():
         raise ArtefactError(explain("canary scores", "be finite", "others", where))
 
@@ -309,21 +303,21 @@ def _read(path: Path, size_max: int) -> bytes:
         message = explain("artefact", f"hold {path.name}", str(error), str(path.parent))
         raise ArtefactError(message) from error
     if len(raw) > size_max:
-        message = explain(
-            path.name, f"be at most {size_max} bytes", "more", str(path.parent)
-        )
+        message = explain(path.name, f"be at most {size_max} bytes", "more", str(path.parent))
         raise ArtefactError(message)
     return raw
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file whose content has reached the disk when this returns."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the renames and new files of a folder reach the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

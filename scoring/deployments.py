@@ -46,9 +46,7 @@ class Deployment:
         """
         parts = urlsplit(self.uri)
         if parts.scheme != "file" or parts.netloc not in {"", "localhost"}:
-            message = explain(
-                "uri", "be a file:// address", self.uri, f"revision {self.revision}"
-            )
+            message = explain("uri", "be a file:// address", self.uri, f"revision {self.revision}")
             raise DeploymentError(message)
         return Path(unquote(parts.path))
 
@@ -79,9 +77,7 @@ def decode_deployment(value: bytes) -> Deployment:
         data = orjson.loads(value)
         given = {field.name: data[field.name] for field in fields(Deployment)}
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        message = explain(
-            "deployment", "hold every field", value[:80], "deployments topic"
-        )
+        message = explain("deployment", "hold every field", value[:80], "deployments topic")
         raise DeploymentError(message) from error
     texts = ("pipeline", "model", "version", "uri", "sha256", "role")
     whole = ("revision", "at_ms")
@@ -93,9 +89,7 @@ def decode_deployment(value: bytes) -> Deployment:
         wrong.append("fingerprint")
     if wrong:
         got = {name: given[name] for name in wrong}
-        message = explain(
-            "deployment", "hold fields of the right type", got, "deployments topic"
-        )
+        message = explain("deployment", "hold fields of the right type", got, "deployments topic")
         raise DeploymentError(message)
     return Deployment(**given)
 
@@ -126,7 +120,5 @@ def as_role(text: str) -> Role:
         DeploymentError: If there is no such role.
     """
     if text not in {"champion", "challenger"}:
-        raise DeploymentError(
-            explain("role", "be champion or challenger", text, "deployment")
-        )
+        raise DeploymentError(explain("role", "be champion or challenger", text, "deployment"))
     return cast("Role", text)

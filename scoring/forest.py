@@ -139,16 +139,11 @@ def compile_forest(model: TextModel) -> Forest | None:
         node_null_left=(decisions & DEFAULT_LEFT_BIT) > 0,
         node_keep=np.concatenate([keep for keep, _ in ordered]),
         node_left=np.concatenate([tree.left_child for tree in trees]).astype(np.int32),
-        node_right=np.concatenate([tree.right_child for tree in trees]).astype(
-            np.int32
-        ),
+        node_right=np.concatenate([tree.right_child for tree in trees]).astype(np.int32),
         leaf_start=_starts([len(tree.leaf_value) for tree in trees]),
         leaf_value=np.concatenate([tree.leaf_value for tree in trees]),
         leaf_value_ordered=np.concatenate(
-            [
-                tree.leaf_value[order]
-                for tree, (_, order) in zip(trees, ordered, strict=True)
-            ]
+            [tree.leaf_value[order] for tree, (_, order) in zip(trees, ordered, strict=True)]
         ),
     )
 

@@ -103,9 +103,7 @@ class TextModel:
     trees: tuple[TextTree, ...]
 
 
-def check_model_text(
-    text: bytes, feature_names: Sequence[str] | None = None
-) -> TextModel:
+def check_model_text(text: bytes, feature_names: Sequence[str] | None = None) -> TextModel:
     """Return the parsed model if LightGBM can load and run it without harm.
 
     Args:
@@ -121,18 +119,12 @@ def check_model_text(
     header = _header(lines)
     names = _features(header, lines)
     if feature_names is not None and names != tuple(feature_names):
-        raise lines.error(
-            "feature_names", f"be the manifest's {list(feature_names)}", list(names)
-        )
+        raise lines.error("feature_names", f"be the manifest's {list(feature_names)}", list(names))
     objective, sigmoid = _objective(header["objective"], lines)
-    sizes = _Values(header["tree_sizes"], "tree_sizes", lines).integers(
-        None, 1, len(text)
-    )
+    sizes = _Values(header["tree_sizes"], "tree_sizes", lines).integers(None, 1, len(text))
     if len(sizes) > TREES_MAX:
         raise lines.error("tree_sizes", f"name at most {TREES_MAX} trees", len(sizes))
-    trees = tuple(
-        _tree(lines, i, int(size), len(names)) for i, size in enumerate(sizes)
-    )
+    trees = tuple(_tree(lines, i, int(size), len(names)) for i, size in enumerate(sizes))
     _trailer(lines)
     return TextModel(names, objective, sigmoid, "average_output" in header, trees)
 
@@ -144,9 +136,7 @@ class _Lines:
         try:
             decoded = text.decode("ascii")
         except UnicodeDecodeError as error:
-            message = explain(
-                "model text", "be ASCII", error.object[error.start], "model.txt"
-            )
+            message = explain("model text", "be ASCII", error.object[error.start], "model.txt")
             raise ModelTextError(message) from error
         self.lines = decoded.split("\n")
         self.index = 0
@@ -174,9 +164,7 @@ class _Lines:
 
     def take_while(self, pattern: re.Pattern[str]) -> int:
         count = 0
-        while self.index < len(self.lines) and pattern.fullmatch(
-            self.lines[self.index]
-        ):
+        while self.index < len(self.lines) and pattern.fullmatch(self.lines[self.index]):
             self.take()
             count += 1
         return count
@@ -324,12 +312,8 @@ def _tree(lines: _Lines, number: int, size: int, feature_count: int) -> TextTree
     lines.expect("")
     lines.expect("")
     if lines.offset - start != size:
-        raise lines.error(
-            "tree_sizes", f"give the tree's {lines.offset - start} bytes", size
-        )
-    return TextTree(
-        split_feature, threshold, decision_type, left, right, leaf_value, depth
-    )
+        raise lines.error("tree_sizes", f"give the tree's {lines.offset - start} bytes", size)
+    return TextTree(split_feature, threshold, decision_type, left, right, leaf_value, depth)
 
 
 def _next(lines: _Lines, key: str) -> _Values:
@@ -350,9 +334,7 @@ def _check_shape(lines: _Lines, left: np.ndarray, right: np.ndarray) -> int:
     inner = np.sort(children[children >= 0])
     leaves = np.sort(~children[children < 0])
     if not np.array_equal(inner, np.arange(1, nodes)):
-        raise lines.error(
-            "children", "name every node but the root once", inner.tolist()[:20]
-        )
+        raise lines.error("children", "name every node but the root once", inner.tolist()[:20])
     if nodes and not np.array_equal(leaves, np.arange(nodes + 1)):
         raise lines.error("children", "name every leaf once", leaves.tolist()[:20])
     parents = np.concatenate([np.arange(nodes), np.arange(nodes)])
@@ -380,9 +362,7 @@ def _check_decisions(
     indices = np.sort(threshold[categorical])
     # The threshold of a categorical split is the index of its bit set; each is used once.
     if not np.array_equal(indices, np.arange(categories)):
-        raise lines.error(
-            "threshold", f"name each of {categories} bit sets once", indices[:20]
-        )
+        raise lines.error("threshold", f"name each of {categories} bit sets once", indices[:20])
 
 
 def _check_categories(lines: _Lines, categories: int) -> None:

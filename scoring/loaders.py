@@ -58,9 +58,7 @@ def load_with_suspicion(
     report = run_probe(folder, timeout_s=timeout_s)
     _check_canary(report.canary_scores, artefact, "the probe")
     loaded = _load(artefact, model, report)
-    _check_canary(
-        loaded.predict(artefact.manifest.canary.rows), artefact, "this process"
-    )
+    _check_canary(loaded.predict(artefact.manifest.canary.rows), artefact, "this process")
     if identity is None:
         identity = ScorerIdentity(artefact.manifest.model, folder.name, artefact.sha256)
     scorer = Scorer(identity, artefact.manifest.columns, loaded)
@@ -110,14 +108,10 @@ def examine(
         raise ModelRefusedError(str(error), "artefact") from error
     manifest = artefact.manifest
     if manifest.framework not in FRAMEWORKS:
-        message = explain(
-            "framework", f"be one of {FRAMEWORKS}", manifest.framework, str(folder)
-        )
+        message = explain("framework", f"be one of {FRAMEWORKS}", manifest.framework, str(folder))
         raise ModelRefusedError(message, "artefact")
     try:
-        model = check_model_text(
-            artefact.model_text, [c.name for c in manifest.columns]
-        )
+        model = check_model_text(artefact.model_text, [c.name for c in manifest.columns])
     except ModelTextError as error:
         raise ModelRefusedError(str(error), "structure") from error
     differences = column_differences(manifest.columns, vector)

@@ -62,9 +62,7 @@ def run_probe(folder: Path, *, timeout_s: float = TIMEOUT_S) -> ProbeReport:
     Raises:
         ModelRefusedError: If the child dies, takes too long, or refuses the model.
     """
-    environment = {
-        name: os.environ[name] for name in _ENVIRONMENT if name in os.environ
-    }
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     # One thread each: pools of threads would reserve address space by the number of cores.
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-m", "headrace.scoring.probe", str(folder)]
@@ -103,9 +101,7 @@ def edge_rows(model: TextModel, canary_rows: np.ndarray) -> np.ndarray:
     for feature in range(rows.shape[1]):
         levels = [t.threshold[t.split_feature == feature] for t in model.trees]
         at = np.concatenate([*levels, [0.0]])
-        near = np.concatenate(
-            [at, np.nextafter(at, np.inf), np.nextafter(at, -np.inf), special]
-        )
+        near = np.concatenate([at, np.nextafter(at, np.inf), np.nextafter(at, -np.inf), special])
         replaced = random.random(_EDGE_ROWS) < 0.5
         rows[replaced, feature] = random.choice(near, int(replaced.sum()))
     return rows

@@ -123,9 +123,7 @@ def column_differences(model: Sequence[Column], plan: Sequence[Column]) -> list[
     have = {column.name: column.dtype for column in plan}
     want = {column.name: column.dtype for column in model}
     differences = [f"the plan has no {name!r}" for name in want if name not in have]
-    differences += [
-        f"the model does not know {name!r}" for name in have if name not in want
-    ]
+    differences += [f"the model does not know {name!r}" for name in have if name not in want]
     differences += [
         f"{name!r} is {dtype} in the model and {have[name]} in the plan"
         for name, dtype in want.items()
