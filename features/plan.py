@@ -35,6 +35,8 @@ class SourcePlan:
     ``schema`` is the reader's Avro schema as JSON. ``columns`` holds every column that anything
     below needs (keys, times, ids, inputs of expressions), in schema order. ``checked`` names the
     columns that an aggregate reads: NaN, infinities and |x| >= 2**40 in them are bad input.
+    ``checked_expressions`` are the other values that aggregates read: the columns they are made of
+    must be finite, their result in the same range.
     """
 
     name: str
@@ -51,6 +53,7 @@ class SourcePlan:
     max_ahead_ms: int
     not_finite: NotFinitePolicy
     null_key: NullKeyPolicy
+    checked_expressions: tuple[Expression, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

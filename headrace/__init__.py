@@ -1,1 +1,120 @@
-"""The public face of Headrace; names load on first use so that ``import headrace`` stays light."""
+"""The public face of Headrace; names load on first use so that ``import headrace`` stays light.
+
+``import headrace as hr`` and write ``hr.Source``, ``hr.FeatureView``, ``hr.Pipeline``, … in a
+project's ``definitions.py``; ``hr.history`` and ``hr.load`` are for notebooks.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from headrace.features.definitions import (
+        Entity,
+        FeatureView,
+        Label,
+        LightGBM,
+        Pipeline,
+        Source,
+        count,
+        last,
+        mean,
+        ratio,
+    )
+    from headrace.features.definitions import max_ as max
+    from headrace.features.definitions import min_ as min
+    from headrace.features.definitions import sum_ as sum
+    from headrace.features.expressions import absolute as abs
+    from headrace.features.expressions import (
+        col,
+        feature,
+        floor,
+        hour,
+        is_null,
+        maximum,
+        minimum,
+        weekday,
+        where,
+    )
+    from headrace.features.project import load_project as load
+    from headrace.lake.history import history
+
+_DEFINITIONS = "headrace.features.definitions"
+_EXPRESSIONS = "headrace.features.expressions"
+
+# Public name: module and the name there (it differs where Python has a function of that name).
+_PLACES = {
+    "Entity": (_DEFINITIONS, "Entity"),
+    "FeatureView": (_DEFINITIONS, "FeatureView"),
+    "Label": (_DEFINITIONS, "Label"),
+    "LightGBM": (_DEFINITIONS, "LightGBM"),
+    "Pipeline": (_DEFINITIONS, "Pipeline"),
+    "Source": (_DEFINITIONS, "Source"),
+    "abs": (_EXPRESSIONS, "absolute"),
+    "col": (_EXPRESSIONS, "col"),
+    "count": (_DEFINITIONS, "count"),
+    "feature": (_EXPRESSIONS, "feature"),
+    "floor": (_EXPRESSIONS, "floor"),
+    "history": ("headrace.lake.history", "history"),
+    "hour": (_EXPRESSIONS, "hour"),
+    "is_null": (_EXPRESSIONS, "is_null"),
+    "last": (_DEFINITIONS, "last"),
+    "load": ("headrace.features.project", "load_project"),
+    "max": (_DEFINITIONS, "max_"),
+    "maximum": (_EXPRESSIONS, "maximum"),
+    "mean": (_DEFINITIONS, "mean"),
+    "min": (_DEFINITIONS, "min_"),
+    "minimum": (_EXPRESSIONS, "minimum"),
+    "ratio": (_DEFINITIONS, "ratio"),
+    "sum": (_DEFINITIONS, "sum_"),
+    "weekday": (_EXPRESSIONS, "weekday"),
+    "where": (_EXPRESSIONS, "where"),
+}
+
+__all__ = [
+    "Entity",
+    "FeatureView",
+    "Label",
+    "LightGBM",
+    "Pipeline",
+    "Source",
+    "abs",
+    "col",
+    "count",
+    "feature",
+    "floor",
+    "history",
+    "hour",
+    "is_null",
+    "last",
+    "load",
+    "max",
+    "maximum",
+    "mean",
+    "min",
+    "minimum",
+    "ratio",
+    "sum",
+    "weekday",
+    "where",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name's module (PEP 562)."""
+    if name not in _PLACES:
+        import difflib
+
+        near = difflib.get_close_matches(name, _PLACES, n=1)
+        hint = f"; did you mean 'hr.{near[0]}'?" if near else ""
+        message = f"module 'headrace' has no attribute {name!r}{hint}"
+        raise AttributeError(message)
+    module, attribute = _PLACES[name]
+    value: object = getattr(importlib.import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
