@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.card.job import PARTITION_COUNT, Events, customer_name
 from bench.measure import BenchError
+from bench.publish import finish, producer, send
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,31 +40,10 @@ def delete(bootstrap_servers: str, *topics: str) -> None:
 
 def fill(bootstrap_servers: str, topic: str, events: Events, values: list[bytes]) -> None:
     """Produce the events in order, partitioned as a Java producer does by the customer."""
-    producer = Producer(
-        {
-            "bootstrap.servers": bootstrap_servers,
-            "linger.ms": 20,
-            "batch.size": 1 << 20,
-            "compression.type": "lz4",
-            "enable.idempotence": True,
-            "queue.buffering.max.messages": 2_000_000,
-            "queue.buffering.max.kbytes": 1 << 20,
-            "partitioner": "murmur2_random",
-        }
-    )
+    client = producer(bootstrap_servers)
     keys = [customer_name(number).encode() for number in events.customer.tolist()]
-    for number, (key, value) in enumerate(zip(keys, values, strict=True)):
-        while True:
-            try:
-                producer.produce(topic, value, key)
-                break
-            except BufferError:
-                producer.poll(0.1)
-        if number % 10_000 == 0:
-            producer.poll(0)
-    if producer.flush(60) > 0:
-        msg = f"topic {topic} did not take all {len(events)} events"
-        raise BenchError(msg)
+    send(client, topic, zip(keys, values, strict=True))
+    finish(client, topic)
 
 
 def framed(bodies: pa.BinaryArray, schema_id: int) -> list[bytes]:
