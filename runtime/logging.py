@@ -49,5 +49,5 @@ def configure(*, level: str = "info", as_json: bool | None = None) -> None:
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """Return the logger of a module."""
+    """Return the logger of a part of the program."""
     return cast("FilteringBoundLogger", structlog.get_logger(module=name))
