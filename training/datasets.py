@@ -1,0 +1,224 @@
+"""Training sets: scored events with the vector that the stream would have had, and their labels."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+
+from headrace.features.columns import check_rows, event_columns
+from headrace.runtime.errors import explain
+from headrace.training.errors import TrainingError
+from headrace.training.evaluate import NEVER_MS
+from headrace.training.split import Period
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from headrace.features.columns import EventColumns
+    from headrace.features.plan import LabelPlan, PipelinePlan, SourcePlan
+
+CANARY_ROWS = 32
+
+
+class History(Protocol):
+    """Computes the plan's vector for events as the stream would have."""
+
+    def __call__(
+        self, plan: PipelinePlan, tables: Mapping[str, pa.Table], rows: np.ndarray
+    ) -> np.ndarray:
+        """Return the vector of the scored source's ``rows`` (int64 positions in its table).
+
+        Shape: (k,) -> C-contiguous float64 (k, n_features), NaN = null.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """Scored events in time order, with vectors and what is known of their truth.
+
+    ``positive_known_at_ms`` says when an event was first reported positive, ``NEVER_MS`` if never:
+    the label at a cut-off is whether that lies before it.
+
+    Shape: ``vector`` float64 (n, n_features), the others (n,).
+    """
+
+    names: tuple[str, ...]
+    vector: np.ndarray
+    keys: np.ndarray
+    event_time_ms: np.ndarray
+    positive_known_at_ms: np.ndarray
+    training_set_id: str
+
+    def labels(self, cutoff_ms: int = NEVER_MS - 1) -> np.ndarray:
+        """Return 1 for each event whose positive report was known at the cut-off, 0 else.
+
+        Shape: int8 (n,).
+        """
+        return (self.positive_known_at_ms <= cutoff_ms).astype(np.int8)
+
+
+def read_source(path: Path, source: SourcePlan, label: LabelPlan | None = None) -> pa.Table:
+    """Return the columns of a source that the plan reads, from Parquet or Arrow files.
+
+    Raises:
+        TrainingError: If the file or one of the columns is missing.
+    """
+    names = [column.name for column in source.columns]
+    if label is not None and label.source == source.name:
+        names += [name for name in (label.on, label.column) if name not in names]
+    where = f"history of source {source.name}"
+    kind = "ipc" if path.suffix in {".arrow", ".feather", ".ipc"} else "parquet"
+    try:
+        data = pyarrow.dataset.dataset(path, format=kind)
+        missing = [name for name in names if name not in data.schema.names]
+        if missing:
+            hint = f"the file has {data.schema.names}"
+            raise TrainingError(explain(str(path), f"hold {missing}", "none such", where, hint))
+        return data.to_table(columns=names)
+    except (OSError, pa.ArrowInvalid) as error:
+        message = explain("file", "be Parquet or Arrow", str(error), where, "see headrace.yaml")
+        raise TrainingError(message) from error
+
+
+def source_period(table: pa.Table, source: SourcePlan) -> Period:
+    """Return the period that a source's events span.
+
+    Raises:
+        TrainingError: If there are none.
+    """
+    if table.num_rows == 0:
+        raise TrainingError(explain("history", "hold events", 0, f"source {source.name}"))
+    times = event_columns(table, source).event_time_ms
+    return Period(int(times.min()), int(times.max()) + 1)
+
+
+def build_training_set(
+    plan: PipelinePlan,
+    tables: Mapping[str, pa.Table],
+    period: Period,
+    history: History,
+    *,
+    skip: Period | None = None,
+) -> TrainingSet:
+    """Return the scored events of a period with vectors and label times.
+
+    Args:
+        plan: A pipeline with a label.
+        tables: All events of each of the plan's sources; also those before the period, which its
+            windows reach back to.
+        period: Which events become rows.
+        history: Computes the vectors.
+        skip: Events whose vector nobody will look at; theirs is NaN.
+
+    Raises:
+        TrainingError: If the plan has no label, or a table is missing.
+    """
+    label = _label_of(plan)
+    missing = [source.name for source in plan.sources if source.name not in tables]
+    if missing:
+        message = explain(
+            "history",
+            "hold every source of the pipeline",
+            f"none of {missing}",
+            f"pipeline {plan.name}",
+            f"give --data {missing[0]}=FILE, or name it in headrace.yaml under history:",
+        )
+        raise TrainingError(message)
+    source = plan.source_plan(plan.source)
+    events = event_columns(tables[plan.source], source)
+    # Rows that the stream sends to the DLQ are never scored.
+    rows = np.flatnonzero(period.mask(events.event_time_ms) & (check_rows(events, None) == 0))
+    rows = rows[np.argsort(events.event_time_ms[rows], kind="stable")]
+    if not len(rows):
+        message = explain("period", "hold events", str(period), f"source {source.name}")
+        raise TrainingError(message)
+    times = events.event_time_ms[rows]
+    wanted = np.ones(len(rows), bool) if skip is None else ~skip.mask(times)
+    vector = np.full((len(rows), len(plan.vector)), np.nan)
+    vector[wanted] = history(plan, tables, rows[wanted])
+    reports = event_columns(tables[label.source], plan.source_plan(label.source))
+    known = label_times(events.columns[label.on].take(pa.array(rows)), reports, label)
+    return TrainingSet(
+        names=tuple(column.name for column in plan.vector),
+        vector=vector,
+        keys=_ranks(events.columns[source.key].take(pa.array(rows))),
+        event_time_ms=times,
+        positive_known_at_ms=known,
+        training_set_id=_identify(plan, period, times, known, vector),
+    )
+
+
+def label_times(event_keys: pa.Array, reports: EventColumns, label: LabelPlan) -> np.ndarray:
+    """Return when each event was first reported positive.
+
+    Args:
+        event_keys: The scored events' values of the join column.
+        reports: The label source's events.
+        label: Which columns to join and to read.
+
+    Shape: int64 (n,), epoch ms; ``NEVER_MS`` where no positive report exists.
+    """
+    values = pc.cast(reports.columns[label.column], pa.float64())
+    first = (
+        pa.table({"key": reports.columns[label.on], "known_at_ms": reports.known_at_ms})
+        .filter(pc.fill_null(pc.not_equal(values, 0.0), False))
+        .group_by("key")
+        .aggregate([("known_at_ms", "min")])
+    )
+    found = pc.index_in(event_keys, value_set=first["key"].combine_chunks(), skip_nulls=True)
+    known_at_ms = first["known_at_ms_min"].combine_chunks().take(found)
+    return np.asarray(pc.fill_null(known_at_ms, NEVER_MS), np.int64)
+
+
+def canary_rows(training_set: TrainingSet, rows: np.ndarray) -> np.ndarray:
+    """Return rows that stand for the set in an artefact's canary.
+
+    Evenly spaced ones of each label, then one of nulls and one of zeros.
+
+    Shape: int64 (k,) -> float64 (about 34, n_features).
+    """
+    labels = training_set.labels()[rows]
+    picked = []
+    for value in (0, 1):
+        of_kind = rows[labels == value]
+        count = min(CANARY_ROWS // 2, len(of_kind))
+        picked.append(of_kind[np.linspace(0, len(of_kind) - 1, count).astype(np.int64)])
+    width = training_set.vector.shape[1]
+    extremes = np.stack([np.full(width, np.nan), np.zeros(width)])
+    return np.concatenate([training_set.vector[np.concatenate(picked)], extremes])
+
+
+def _label_of(plan: PipelinePlan) -> LabelPlan:
+    if plan.label is None:
+        message = explain(
+            "pipeline",
+            "have a label to be trained",
+            None,
+            plan.name,
+            "give hr.Pipeline a label=hr.Label(source, column, on=…, delay=…)",
+        )
+        raise TrainingError(message)
+    return plan.label
+
+
+def _ranks(keys: pa.Array) -> np.ndarray:
+    """Return keys as numbers of the same order; null keys are one number, above all others."""
+    encoded = keys.dictionary_encode(null_encoding="encode")
+    rank = np.empty(len(encoded.dictionary), np.int64)
+    rank[np.asarray(pc.sort_indices(encoded.dictionary))] = np.arange(len(rank))
+    return rank[np.asarray(encoded.indices)]
+
+
+def _identify(plan: PipelinePlan, period: Period, *arrays: np.ndarray) -> str:
+    digest = hashlib.sha256(repr((plan.name, plan.fingerprint, plan.label, period)).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
