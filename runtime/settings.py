@@ -150,7 +150,7 @@ def load_settings(folder: Path) -> Settings:
         message = explain(
             "project folder",
             f"hold {SETTINGS_FILE}",
-            str(folder),
+            str(folder.absolute()),
             "settings",
             "run 'headrace init'",
         )

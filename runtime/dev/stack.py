@@ -341,6 +341,16 @@ def endpoints(settings: Settings, folder: Path) -> Endpoints:
     )
 
 
+def statuses(settings: Settings, folder: Path) -> list[ServiceStatus]:
+    """Return what each service is doing; those that the settings name elsewhere are not asked."""
+    external = _external(settings)
+    own = {status.name: status for status in stack_of(settings, folder).status()}
+    return [
+        own.get(name) or ServiceStatus(name, "external", external.get(name), None, None)
+        for name in SERVICES
+    ]
+
+
 def _external(settings: Settings) -> dict[Service, str]:
     named: dict[Service, str | None] = {
         "kafka": settings.kafka.bootstrap_servers,
