@@ -18,7 +18,7 @@ from headrace.features.expressions import columns_of, evaluate, features_of
 from headrace.runtime.errors import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -48,6 +48,15 @@ _ARROW: dict[ColumnKind, pa.DataType] = {
     "bool": pa.bool_(),
     "string": pa.string(),
     "bytes": pa.binary(),
+}
+
+# What else than the kind's own type is read as it: the same values in another width or layout.
+_TAKEN: dict[ColumnKind, tuple[Callable[[pa.DataType], bool], ...]] = {
+    "int64": (pa.types.is_integer,),
+    "float64": (pa.types.is_floating, pa.types.is_decimal, pa.types.is_integer),
+    "bool": (),
+    "string": (pa.types.is_large_string, pa.types.is_string_view),
+    "bytes": (pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view),
 }
 
 
@@ -193,24 +202,12 @@ def _cast(array: pa.Array, kind: ColumnKind) -> pa.Array | None:
         return array
     if pa.types.is_null(given):
         return array.cast(wanted)
-    if kind == "int64":
-        if pa.types.is_integer(given):
-            return array.cast(wanted)
-        return _time_ms(array) if pa.types.is_temporal(given) else None
-    if kind == "float64":
-        if pa.types.is_floating(given) or pa.types.is_decimal(given):
-            return array.cast(wanted)
-        # Whole numbers beyond 2**53 are rounded, as everywhere in float64.
-        return array.cast(wanted, safe=False) if pa.types.is_integer(given) else None
-    if kind == "string" and (pa.types.is_large_string(given) or pa.types.is_string_view(given)):
-        return array.cast(wanted)
-    if kind == "bytes" and (
-        pa.types.is_large_binary(given)
-        or pa.types.is_fixed_size_binary(given)
-        or pa.types.is_binary_view(given)
-    ):
-        return array.cast(wanted)
-    return None
+    if kind == "int64" and pa.types.is_temporal(given):
+        return _time_ms(array)
+    if not any(allowed(given) for allowed in _TAKEN[kind]):
+        return None
+    # Whole numbers beyond 2**53 are rounded, as everywhere in float64.
+    return array.cast(wanted, safe=kind != "float64")
 
 
 def _time_ms(array: pa.Array) -> pa.Array | None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from headrace.features.definitions import FeatureView, Pipeline, Source
-    from headrace.features.expressions import Formula
+    from headrace.features.formulas import Formula
 
 # Raised whenever the same plan would give other values: part of every fingerprint.
 SEMANTICS_VERSION = 1
@@ -57,13 +57,24 @@ class ProjectDefinitions(Protocol):
     """What the compiler needs of a loaded project."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The project's name."""
+        ...
+
     @property
-    def pipelines(self) -> Sequence[Pipeline]: ...
+    def pipelines(self) -> Sequence[Pipeline]:
+        """All that it defines."""
+        ...
+
     @property
-    def schemas(self) -> Mapping[str, str]: ...
+    def schemas(self) -> Mapping[str, str]:
+        """Avro schemas as JSON, by source name."""
+        ...
+
     @property
-    def max_ahead_ms(self) -> int | None: ...
+    def max_ahead_ms(self) -> int | None:
+        """What stands in place of each source's own, if anything."""
+        ...
 
 
 def compile_project(
@@ -421,7 +432,7 @@ def _decode(kind: Any, data: Any) -> Any:
         return _decode(next(a for a in arguments if a is not type(None)), data)
     if kind is Expression:
         return from_data(data)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = _hints(kind)
         names = {f.name for f in dataclasses.fields(kind)}
         if set(data) - names:

@@ -60,7 +60,7 @@ class ColumnError(FeatureError):
 def refuse(
     location: Location | None, what: str, rule: str, got: object, where: str, hint: str = ""
 ) -> DefinitionError:
-    """Return a definition error of the house form, for ``raise refuse(...)``."""
+    """Return the error, in the house form, with which a definition is refused."""
     return DefinitionError(explain(what, rule, got, where, hint), location)
 
 

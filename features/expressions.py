@@ -1,31 +1,32 @@
 """Column expressions: what request, derived and aggregated values are made of.
 
-A user combines ``Formula`` objects (``hr.col("amount") / 100``); inside is a frozen tree of
-``Expression`` nodes, equal when written equally, with a canonical text that fingerprints use.
-``evaluate`` computes a tree over whole columns with numpy: only operations whose result for a
-row cannot depend on the rows around it (docs/adr/0003). Knows nothing of sources and schemas.
+A frozen tree of nodes, equal when written equally; users build it with
+``headrace.features.formulas``. ``evaluate`` computes a tree over whole columns with numpy: only
+operations whose result for a row cannot depend on the rows around it (docs/adr/0003). Knows
+nothing of sources and schemas.
 """
 
 from __future__ import annotations
 
-import math
-import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.features.errors import ExpressionError, Location, refuse
+from headrace.features.errors import ExpressionError, refuse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    Floats = NDArray[np.float64]
-    ColumnValues = NDArray[np.generic] | pa.Array
+    from headrace.features.errors import Location
+
+    Floats: TypeAlias = NDArray[np.float64]
+    # A numpy array, or a pyarrow.Array, which has no types.
+    ColumnValues: TypeAlias = Any
 
 # What a value is. "int" is a whole number that float64 holds exactly, "long" may lie beyond 2**53,
 # "time" is epoch milliseconds.
@@ -87,187 +88,6 @@ class Operation(Expression):
         return f"{self.name}({', '.join(map(str, self.arguments))})"
 
 
-# --- What users write -------------------------------------------------------------------------
-
-
-class Formula:
-    """What ``hr.col`` returns: operators on it build an expression instead of computing."""
-
-    __slots__ = ("location", "node")
-    __hash__ = None  # type: ignore[assignment]
-
-    def __init__(self, node: Expression, location: Location | None) -> None:
-        self.node = node
-        self.location = location
-
-    def __repr__(self) -> str:
-        return str(self.node)
-
-    def __bool__(self) -> bool:
-        raise refuse(
-            self.location,
-            "an expression",
-            "not be asked whether it is true while it is defined",
-            str(self.node),
-            "and, or, not, if, or a chain such as 1 < x < 5",
-            "write & for and, | for or, ~ for not, hr.where for if",
-        )
-
-    def __add__(self, other: object) -> Formula:
-        return _operation("+", self, other)
-
-    def __radd__(self, other: object) -> Formula:
-        return _operation("+", other, self)
-
-    def __sub__(self, other: object) -> Formula:
-        return _operation("-", self, other)
-
-    def __rsub__(self, other: object) -> Formula:
-        return _operation("-", other, self)
-
-    def __mul__(self, other: object) -> Formula:
-        return _operation("*", self, other)
-
-    def __rmul__(self, other: object) -> Formula:
-        return _operation("*", other, self)
-
-    def __truediv__(self, other: object) -> Formula:
-        return _operation("/", self, other)
-
-    def __rtruediv__(self, other: object) -> Formula:
-        return _operation("/", other, self)
-
-    def __neg__(self) -> Formula:
-        return _operation("negate", self)
-
-    def __lt__(self, other: object) -> Formula:
-        return _operation("<", self, other)
-
-    def __le__(self, other: object) -> Formula:
-        return _operation("<=", self, other)
-
-    def __gt__(self, other: object) -> Formula:
-        return _operation(">", self, other)
-
-    def __ge__(self, other: object) -> Formula:
-        return _operation(">=", self, other)
-
-    def __eq__(self, other: object) -> Formula:  # type: ignore[override]
-        return _operation("==", self, other)
-
-    def __ne__(self, other: object) -> Formula:  # type: ignore[override]
-        return _operation("!=", self, other)
-
-    def __and__(self, other: object) -> Formula:
-        return _operation("&", self, other)
-
-    def __rand__(self, other: object) -> Formula:
-        return _operation("&", other, self)
-
-    def __or__(self, other: object) -> Formula:
-        return _operation("|", self, other)
-
-    def __ror__(self, other: object) -> Formula:
-        return _operation("|", other, self)
-
-    def __invert__(self) -> Formula:
-        return _operation("~", self)
-
-
-def col(name: str) -> Formula:
-    """Return the event's column ``name`` for use in an expression."""
-    return Formula(Column(_name(name, "column")), caller())
-
-
-def feature(name: str) -> Formula:
-    """Return the feature ``view__feature``; null as long as the feature is."""
-    return Formula(Feature(_name(name, "feature")), caller())
-
-
-def hour(column: str | Formula) -> Formula:
-    """Return the hour of the day, 0 to 23 UTC, of a column that holds a time."""
-    return _operation("hour", _column(column))
-
-
-def weekday(column: str | Formula) -> Formula:
-    """Return the day of the week, Monday 0 to Sunday 6 UTC, of a column that holds a time."""
-    return _operation("weekday", _column(column))
-
-
-def floor(value: object) -> Formula:
-    """Return the greatest whole number that is not above ``value``."""
-    return _operation("floor", value)
-
-
-def absolute(value: object) -> Formula:
-    """Return the distance of ``value`` from zero."""
-    return _operation("abs", value)
-
-
-def minimum(left: object, right: object) -> Formula:
-    """Return the lesser of two values; null if one is null."""
-    return _operation("minimum", left, right)
-
-
-def maximum(left: object, right: object) -> Formula:
-    """Return the greater of two values; null if one is null."""
-    return _operation("maximum", left, right)
-
-
-def where(condition: object, value: object, otherwise: object) -> Formula:
-    """Return ``value`` where the condition holds, else ``otherwise``; null if it is null."""
-    return _operation("where", condition, value, otherwise)
-
-
-def is_null(value: str | Formula) -> Formula:
-    """Return whether a column or expression is missing; itself never null."""
-    return _operation("is_null", _column(value))
-
-
-def caller() -> Location | None:
-    """Return where the nearest frame outside ``headrace`` stands: the user's line."""
-    frame = sys._getframe(1)  # noqa: SLF001 - the only way to a caller's line
-    while frame is not None:
-        module = str(frame.f_globals.get("__name__", ""))
-        if not module.startswith("headrace."):
-            return Location(frame.f_code.co_filename, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
-
-
-def _name(name: object, what: str) -> str:
-    if not isinstance(name, str) or not name:
-        raise refuse(caller(), f"a {what}", "be named by a text", name, f"hr.{what[:3]}")
-    return name
-
-
-def _column(column: object) -> Formula:
-    return column if isinstance(column, Formula) else col(cast("str", column))
-
-
-def node_of(value: object, location: Location | None = None) -> Expression:
-    """Return the tree of a formula or constant; anything else is a definition error."""
-    if isinstance(value, Formula):
-        return value.node
-    if isinstance(value, bool | str):
-        return Constant(value)
-    if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2.0**1023:
-        return Constant(value)
-    raise refuse(
-        location or caller(),
-        "an operand",
-        "be a column, a feature, a finite number, a boolean or a text",
-        value,
-        "an expression",
-        "write hr.col('name') for a column",
-    )
-
-
-def _operation(name: str, *arguments: object) -> Formula:
-    location = next((a.location for a in arguments if isinstance(a, Formula)), None) or caller()
-    return Formula(Operation(name, tuple(node_of(a, location) for a in arguments)), location)
-
-
 # --- Looking into a tree ----------------------------------------------------------------------
 
 
@@ -320,7 +140,6 @@ def from_data(data: object) -> Expression:
 # --- Types ------------------------------------------------------------------------------------
 
 OPERATORS = frozenset({"+", "-", "*", "/", "<", "<=", ">", ">=", "==", "!=", "&", "|"})
-_ARITHMETIC = frozenset({"+", "-", "*", "/"})
 _COMPARISONS = frozenset({"<", "<=", ">", ">=", "==", "!="})
 _LOGIC = frozenset({"&", "|", "~"})
 
@@ -395,7 +214,7 @@ def _constant_type(value: bool | float | str) -> ValueType:
 
 
 def _result_type(name: str, types: list[ValueType]) -> ValueType | None:
-    numeric = NUMERIC.issuperset(types)
+    """Return the type of an operation's result, None for operands that it does not take."""
     if name == "is_null":
         return "bool"
     if name in {"hour", "weekday"}:
@@ -404,14 +223,16 @@ def _result_type(name: str, types: list[ValueType]) -> ValueType | None:
         return "bool" if set(types) == {"bool"} else None
     if name in {"==", "!="} and set(types) == {"string"}:
         return "bool"
-    if name == "where":
-        if types[0] != "bool" or not numeric:
-            return None
-        return _widest(types[1:])
-    if not numeric:
+    if not NUMERIC.issuperset(types) or (name == "where" and types[0] != "bool"):
         return None
     if name in _COMPARISONS:
         return "bool"
+    return _number_type(name, types)
+
+
+def _number_type(name: str, types: list[ValueType]) -> ValueType:
+    if name == "where":
+        return _widest(types[1:])
     if name in {"minimum", "maximum"}:
         return _widest(types)
     if name in {"abs", "negate", "floor"}:
@@ -522,16 +343,13 @@ def _calendar(name: str, values: ColumnValues) -> Floats:
             values = values.fill_null(0)
         time_ms = values.to_numpy(zero_copy_only=False)
     integers = time_ms.astype(np.int64, copy=False)
-    if name == "hour":
-        parts = integers // _HOUR_MS % 24
-    else:
-        parts = (integers // _DAY_MS + _THURSDAY) % 7
-    result = parts.astype(np.float64)
+    hours, days = integers // _HOUR_MS, integers // _DAY_MS
+    result = (hours % 24 if name == "hour" else (days + _THURSDAY) % 7).astype(np.float64)
     return result if null is None else np.where(null, np.nan, result)
 
 
 def _divide(left: Floats, right: Floats) -> Floats:
-    return cast("Floats", np.where(right == 0.0, np.nan, left / right))
+    return np.where(right == 0.0, np.nan, left / right)
 
 
 def _compare(function: np.ufunc) -> Callable[[Floats, Floats], Floats]:
@@ -565,9 +383,9 @@ def _where(condition: Floats, value: Floats, otherwise: Floats) -> Floats:
     return np.where(np.isnan(condition), np.nan, result)
 
 
-# Every operation there is. A new one needs: its entry here, its type in ``_result_type``, a function
-# for users above, and to be a function of one row alone (no sums, and no exp or log: their results
-# differ between libraries and vector widths).
+# Every operation there is. A new one needs its entry here, its type in ``_result_type``, a function
+# in ``formulas``, and to be a function of one row alone by IEEE arithmetic only: no sums, and no
+# exp or log, whose results differ between libraries and vector widths.
 _COMPUTE: dict[str, Callable[..., Floats]] = {
     "+": np.add,
     "-": np.subtract,

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from headrace.features.definitions import Source
 from headrace.features.errors import DefinitionError, ExpressionError, did_you_mean, refuse
 from headrace.features.expressions import (
     NUMERIC,
@@ -25,6 +24,7 @@ from headrace.features.plan import ColumnPlan, SourcePlan
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from headrace.features.definitions import Source
     from headrace.features.errors import Location
     from headrace.features.expressions import ValueType
 

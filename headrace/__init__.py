@@ -22,11 +22,11 @@ if TYPE_CHECKING:
         mean,
         ratio,
     )
-    from headrace.features.definitions import max_ as max
-    from headrace.features.definitions import min_ as min
-    from headrace.features.definitions import sum_ as sum
-    from headrace.features.expressions import absolute as abs
-    from headrace.features.expressions import (
+    from headrace.features.definitions import max_ as max  # noqa: A004 - the API's own name
+    from headrace.features.definitions import min_ as min  # noqa: A004 - the API's own name
+    from headrace.features.definitions import sum_ as sum  # noqa: A004 - the API's own name
+    from headrace.features.formulas import absolute as abs  # noqa: A004 - the API's own name
+    from headrace.features.formulas import (
         col,
         feature,
         floor,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from headrace.lake.history import history
 
 _DEFINITIONS = "headrace.features.definitions"
-_EXPRESSIONS = "headrace.features.expressions"
+_FORMULAS = "headrace.features.formulas"
 
 # Public name: module and the name there (it differs where Python has a function of that name).
 _PLACES = {
@@ -51,25 +51,25 @@ _PLACES = {
     "LightGBM": (_DEFINITIONS, "LightGBM"),
     "Pipeline": (_DEFINITIONS, "Pipeline"),
     "Source": (_DEFINITIONS, "Source"),
-    "abs": (_EXPRESSIONS, "absolute"),
-    "col": (_EXPRESSIONS, "col"),
+    "abs": (_FORMULAS, "absolute"),
+    "col": (_FORMULAS, "col"),
     "count": (_DEFINITIONS, "count"),
-    "feature": (_EXPRESSIONS, "feature"),
-    "floor": (_EXPRESSIONS, "floor"),
+    "feature": (_FORMULAS, "feature"),
+    "floor": (_FORMULAS, "floor"),
     "history": ("headrace.lake.history", "history"),
-    "hour": (_EXPRESSIONS, "hour"),
-    "is_null": (_EXPRESSIONS, "is_null"),
+    "hour": (_FORMULAS, "hour"),
+    "is_null": (_FORMULAS, "is_null"),
     "last": (_DEFINITIONS, "last"),
     "load": ("headrace.features.project", "load_project"),
     "max": (_DEFINITIONS, "max_"),
-    "maximum": (_EXPRESSIONS, "maximum"),
+    "maximum": (_FORMULAS, "maximum"),
     "mean": (_DEFINITIONS, "mean"),
     "min": (_DEFINITIONS, "min_"),
-    "minimum": (_EXPRESSIONS, "minimum"),
+    "minimum": (_FORMULAS, "minimum"),
     "ratio": (_DEFINITIONS, "ratio"),
     "sum": (_DEFINITIONS, "sum_"),
-    "weekday": (_EXPRESSIONS, "weekday"),
-    "where": (_EXPRESSIONS, "where"),
+    "weekday": (_FORMULAS, "weekday"),
+    "where": (_FORMULAS, "where"),
 }
 
 __all__ = [
