@@ -34,3 +34,7 @@ class LaneError(StreamError):
 
 class PartitioningError(StreamError):
     """Records of a source read directly do not lie where its declared partitioner puts them."""
+
+
+class NotAppliedError(StreamError):
+    """The project's plan is not what the infrastructure holds, or a name is not in it."""

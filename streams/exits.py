@@ -1,0 +1,94 @@
+"""Where a stage's events go: on to the next entity's stage, or out as scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from headrace.streams.outputs import OutputWriter
+from headrace.streams.rekey import LaneSender, hop_to
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from headrace.features.plan import PipelinePlan
+    from headrace.streams.batch import Outputs
+    from headrace.streams.context import ProcessorContext
+    from headrace.streams.rekey import StreamRows
+
+
+class Onward(NamedTuple):
+    """Rows to hand on, their positions in the lane, and how far it has come with them."""
+
+    rows: StreamRows | None
+    position: np.ndarray | None
+    last: int
+    watermark_ms: int
+    at_end: bool
+
+
+class Exit(Protocol):
+    """Where a stage's events go: to the next stage, or to be scored."""
+
+    def write(self, onward: Onward, outputs: Outputs) -> None:
+        """Add to ``outputs`` what the rows cause."""
+        ...
+
+    def begin(self) -> None:
+        """Remember the state, for ``abort``."""
+        ...
+
+    def commit(self) -> None:
+        """Forget what ``begin`` remembered."""
+        ...
+
+    def abort(self) -> None:
+        """Go back to the state at ``begin``."""
+        ...
+
+
+class HopExit:
+    """Hands events on to the next stage."""
+
+    def __init__(self, sender: LaneSender) -> None:
+        """Send through ``sender``."""
+        self._sender = sender
+        self.begin, self.commit, self.abort = sender.begin, sender.commit, sender.abort
+
+    def write(self, onward: Onward, outputs: Outputs) -> None:
+        """Add to ``outputs`` the messages for the next stage."""
+        rows, position, last, watermark_ms, at_end = onward
+        outputs.single += self._sender.send(rows, position, last, watermark_ms, at_end=at_end)
+
+
+class ScoreExit:
+    """Scores events and writes their predictions and snapshots; keeps no state."""
+
+    def __init__(self, writer: OutputWriter) -> None:
+        """Write through ``writer``."""
+        self._writer = writer
+
+    def write(self, onward: Onward, outputs: Outputs) -> None:
+        """Add to ``outputs`` a prediction and a snapshot for each row."""
+        if onward.rows is not None and len(onward.rows):
+            self._writer.write(onward.rows, outputs)
+
+    def begin(self) -> None:
+        """Do nothing."""
+
+    def commit(self) -> None:
+        """Do nothing."""
+
+    def abort(self) -> None:
+        """Do nothing."""
+
+
+def exit_of(
+    plan: PipelinePlan, stage_index: int, partition: int, context: ProcessorContext
+) -> Exit:
+    """Return where events go from ``partition`` of a stage."""
+    following = stage_index + 1
+    if following == len(plan.stages):
+        return ScoreExit(OutputWriter(plan, context))
+    inputs = plan.stages[following].inputs
+    scored = next(index for index, stage_input in enumerate(inputs) if stage_input.scored)
+    return HopExit(LaneSender(hop_to(plan, following, scored), partition))

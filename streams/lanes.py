@@ -1,0 +1,241 @@
+"""What a re-keyed stage knows of the lanes that feed it: high-water, watermark, rows held back.
+
+A lane is one sender: an input of the stage and the partition of the sender's own input log. All
+here is a function of the prefix of the stage's log: no clock, no randomness, so that a replay
+holds back and releases the same rows at the same messages.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from headrace.runtime.errors import explain
+from headrace.streams.errors import LaneError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pyarrow as pa
+
+LANE_HEADER = "headrace.lane"
+NEVER = -(1 << 62)
+"""Watermark of a lane that no message has told of: it blocks every row."""
+RESUMED = -1
+"""``LaneNote.previous`` of a sender's first message after a start: all before it was delivered."""
+
+
+class Lane(NamedTuple):
+    """Index of the input in the receiving stage, and the partition of the sender's input log."""
+
+    input: int
+    partition: int
+
+
+@dataclass(frozen=True, slots=True)
+class LaneNote:
+    """What a re-keyed message tells of its lane, beside its rows.
+
+    The message holds every row for its receiver of the lane's positions in (``previous``,
+    ``last``]. A position is the source's offset, or the count of rows that a re-keyed sender has
+    sent on. ``watermark_ms`` is the largest time the sender has seen; ``at_end`` says that its
+    log held nothing more, so that nobody need wait for it.
+    """
+
+    fingerprint: str
+    source: str
+    lane: Lane
+    previous: int
+    last: int
+    watermark_ms: int
+    at_end: bool
+
+    def header(self) -> tuple[str, bytes]:
+        """Return the Kafka header that carries the note, as text that an operator can read."""
+        text = (
+            f"{self.fingerprint} {self.source} {self.lane.input} {self.lane.partition}"
+            f" {self.previous} {self.last} {self.watermark_ms} {int(self.at_end)}"
+        )
+        return LANE_HEADER, text.encode()
+
+    @classmethod
+    def from_headers(cls, headers: Iterable[tuple[str, bytes]] | None, where: str) -> LaneNote:
+        """Read the note of a message; ``where`` names the message in the error.
+
+        Raises:
+            LaneError: If the message carries none: something else writes to an internal topic.
+
+        """
+        for name, value in headers or ():
+            if name == LANE_HEADER:
+                parts = value.decode().split(" ")
+                fingerprint, source = parts[0], parts[1]
+                lane_input, partition, previous, last, watermark_ms, at_end = map(int, parts[2:])
+                lane = Lane(lane_input, partition)
+                return cls(fingerprint, source, lane, previous, last, watermark_ms, bool(at_end))
+        raise LaneError(
+            explain(
+                "a re-keyed message",
+                f"carry the header {LANE_HEADER}",
+                [name for name, _ in headers or ()],
+                where,
+                "only headrace workers may write to this topic",
+            )
+        )
+
+
+class Released(NamedTuple):
+    """Consecutive rows of one lane that were let through together, in (time, position) order."""
+
+    lane: Lane
+    rows: pa.RecordBatch
+    event_time_ms: np.ndarray
+
+
+class _Held(NamedTuple):
+    """Rows of one message not yet let through, oldest first; ordered by their first row's time."""
+
+    first_ms: int
+    sequence: int
+    lane: Lane
+    rows: pa.RecordBatch
+    event_time_ms: np.ndarray
+
+
+class LaneTable:
+    """The lanes of one stage partition.
+
+    A row of time t passes when every lane that is not at its end has a watermark of at least
+    t - ``alignment_ms``. A lane that nobody has told of blocks.
+    """
+
+    def __init__(self, lanes: Iterable[Lane], ranks: dict[Lane, int], alignment_ms: int) -> None:
+        """Take the lanes that the plan knows of, and their rank among rows of equal time."""
+        self._ranks = ranks
+        self._alignment_ms = alignment_ms
+        self._high_water = dict.fromkeys(lanes, -1)
+        self._watermark_ms = dict.fromkeys(self._high_water, NEVER)
+        self._open = set(self._high_water)
+        self._held: list[_Held] = []
+        self._sequence = 0
+        self._limit_ms = self._compute_limit()
+        self._saved: tuple[object, ...] | None = None
+        self.dropped_messages = 0
+
+    @property
+    def all_at_end(self) -> bool:
+        """Whether every lane is at its end: then nothing is held back."""
+        return not self._open
+
+    @property
+    def watermark_ms(self) -> int:
+        """The smallest watermark of the lanes still open; ``NEVER`` when there is none."""
+        return min((self._watermark_ms[lane] for lane in self._open), default=NEVER)
+
+    @property
+    def held_count(self) -> int:
+        """How many rows are held back."""
+        return sum(len(held.event_time_ms) for held in self._held)
+
+    def knows(self, lane: Lane) -> bool:
+        """Whether the plan has this lane."""
+        return lane in self._high_water
+
+    def high_water(self, lane: Lane) -> int:
+        """Return the last position of the lane that this stage has taken in, -1 for none."""
+        return self._high_water[lane]
+
+    def accept(self, note: LaneNote) -> bool:
+        """Note what a message tells; return whether its rows beyond the high-water may count.
+
+        A message that does not continue what was taken in so far is as if it had never come: one
+        before it was lost on the way, so its sender has committed neither and will send both again.
+        """
+        lane = note.lane
+        if note.previous > self._high_water[lane]:
+            self.dropped_messages += 1
+            return False
+        fresh = note.last > self._high_water[lane]
+        if fresh:
+            self._high_water[lane] = note.last
+        self._watermark_ms[lane] = max(self._watermark_ms[lane], note.watermark_ms)
+        if note.at_end:
+            self._open.discard(lane)
+        else:
+            self._open.add(lane)
+        self._limit_ms = self._compute_limit()
+        return fresh
+
+    def hold(self, lane: Lane, rows: pa.RecordBatch, event_time_ms: np.ndarray) -> None:
+        """Keep new rows of a lane, given in position order, until ``release`` lets them through."""
+        if event_time_ms.size == 0:
+            return
+        if np.any(event_time_ms[1:] < event_time_ms[:-1]):
+            order = np.argsort(event_time_ms, kind="stable")
+            rows, event_time_ms = rows.take(order), event_time_ms[order]
+        self._sequence += 1
+        held = _Held(int(event_time_ms[0]), self._sequence, lane, rows, event_time_ms)
+        heapq.heappush(self._held, held)
+
+    def release(self) -> list[Released]:
+        """Let the rows through that need not wait any more.
+
+        Returns:
+            Runs of rows, each in (event time, position) order, by (rank, partition, arrival): a
+            stable sort of them all by event time gives the order of processing.
+
+        """
+        passed: list[_Held] = []
+        while self._held and self._held[0].first_ms <= self._limit_ms:
+            held = heapq.heappop(self._held)
+            count = int(np.searchsorted(held.event_time_ms, self._limit_ms, side="right"))
+            if count < held.event_time_ms.size:
+                times = held.event_time_ms[count:]
+                rest = held._replace(
+                    first_ms=int(times[0]), rows=held.rows.slice(count), event_time_ms=times
+                )
+                heapq.heappush(self._held, rest)
+                held = held._replace(
+                    rows=held.rows.slice(0, count), event_time_ms=held.event_time_ms[:count]
+                )
+            passed.append(held)
+        if len(passed) > 1:
+            passed.sort(key=lambda held: (self._ranks[held.lane], held.lane, held.sequence))
+        return [Released(held.lane, held.rows, held.event_time_ms) for held in passed]
+
+    def begin(self) -> None:
+        """Remember the state, for ``abort``."""
+        self._saved = (
+            dict(self._high_water),
+            dict(self._watermark_ms),
+            set(self._open),
+            list(self._held),
+            self._sequence,
+            self.dropped_messages,
+        )
+
+    def commit(self) -> None:
+        """Forget what ``begin`` remembered."""
+        self._saved = None
+
+    def abort(self) -> None:
+        """Go back to the state at ``begin``."""
+        assert self._saved is not None
+        (
+            self._high_water,
+            self._watermark_ms,
+            self._open,
+            self._held,
+            self._sequence,
+            self.dropped_messages,
+        ) = self._saved  # type: ignore[assignment]
+        self._saved = None
+        self._limit_ms = self._compute_limit()
+
+    def _compute_limit(self) -> int:
+        if not self._open:
+            return -NEVER
+        return self.watermark_ms + self._alignment_ms

@@ -1,0 +1,242 @@
+"""A stage that reads its re-key topic, where the rows of all its inputs come together.
+
+What a message lets through is processed in the order of event time, so that an outage of one
+sender does not change the features of the others' rows; which rows that are is a function of the
+log's prefix alone. What message m lets through is emitted with m's offset.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.features.columns import value_matrix
+from headrace.features.state import EntityState
+from headrace.runtime.errors import explain
+from headrace.streams.batch import Outputs
+from headrace.streams.errors import LaneError
+from headrace.streams.exits import Onward, exit_of
+from headrace.streams.lanes import NEVER, Lane, LaneNote, LaneTable
+from headrace.streams.rekey import hop_to
+from headrace.streams.routes import emits
+from headrace.streams.stage import entity_keys_of, with_stage
+
+if TYPE_CHECKING:
+    from headrace.features.plan import PipelinePlan
+    from headrace.streams.batch import EventBatch
+    from headrace.streams.context import ProcessorContext
+    from headrace.streams.lanes import Released
+    from headrace.streams.rekey import StreamRows
+
+
+class _Step(NamedTuple):
+    """What one message lets through: runs of rows, each in time order; may they be emitted."""
+
+    runs: list[Released]
+    emits: bool
+
+
+class _Sequence(NamedTuple):
+    """All rows that a batch lets through.
+
+    ``groups`` holds the rows by input, ``place`` for each group the rank of its rows in the order
+    of processing, ``emits`` bool[n] in that order.
+    """
+
+    groups: dict[int, StreamRows]
+    place: dict[int, np.ndarray]
+    emits: np.ndarray
+
+
+class RekeyedStageProcessor:
+    """Owns one partition of a re-key topic."""
+
+    def __init__(
+        self, plan: PipelinePlan, stage_index: int, partition: int, context: ProcessorContext
+    ) -> None:
+        """Own ``partition`` of the re-key topic of stage ``stage_index``, with empty state."""
+        self._plan = plan
+        self._stage = stage = plan.stages[stage_index]
+        assert not stage.direct, stage.entity
+        self._hops = [hop_to(plan, stage_index, index) for index in range(len(stage.inputs))]
+        self._lanes = lane_table(plan, stage_index, context)
+        self._state = EntityState(stage)
+        self._exit = exit_of(plan, stage_index, partition, context)
+        self._position = 0
+        self._watermark_ms = NEVER
+        self._saved = (0, NEVER)
+
+    @property
+    def state(self) -> EntityState:
+        """The keys' state."""
+        return self._state
+
+    @property
+    def lanes(self) -> LaneTable:
+        """What is known of the lanes, and the rows held back."""
+        return self._lanes
+
+    def process(self, batch: EventBatch) -> Outputs:
+        """Apply the batch to the state and return what it causes.
+
+        Raises:
+            LaneError: If a message is not one of this plan's.
+
+        """
+        outputs = Outputs()
+        steps = []
+        for index, offset in enumerate(batch.offsets.tolist()):
+            self._take_in(batch, index)
+            runs = self._lanes.release()
+            if runs:
+                steps.append(_Step(runs, offset >= batch.emit_from))
+        rows, position = None, None
+        if steps:
+            rows, position = self._apply(self._sequence(steps), outputs)
+        self._watermark_ms = max(self._watermark_ms, self._lanes.watermark_ms)
+        if emits(batch):
+            at_end = batch.at_end and self._lanes.all_at_end
+            last = self._position - 1
+            self._exit.write(Onward(rows, position, last, self._watermark_ms, at_end), outputs)
+        return outputs
+
+    def _take_in(self, batch: EventBatch, index: int) -> None:
+        """Note what a message says, and hold its new rows back."""
+        where = f"{batch.topic}-{batch.partition} offset {int(batch.offsets[index])}"
+        note = LaneNote.from_headers(batch.headers[index], where)
+        lane = note.lane
+        known = self._lanes.knows(lane)
+        if not known or note.fingerprint != self._hops[lane.input].fingerprint:
+            rule = f"be of plan {self._plan.fingerprint}, and of a lane that it has"
+            got = f"plan {note.fingerprint}, source {note.source}, lane {tuple(lane)}"
+            hint = "the definitions or partition counts have changed: replay into new topics"
+            raise LaneError(explain("a re-keyed message", rule, got, where, hint))
+        high_water = self._lanes.high_water(lane)
+        value = batch.values[index]
+        if not self._lanes.accept(note) or not value:
+            return
+        hop = self._hops[lane.input]
+        packed = pa.ipc.read_record_batch(pa.py_buffer(value), hop.schema)
+        position = hop.positions(packed)
+        if position[0] <= high_water:
+            packed = packed.slice(int(np.searchsorted(position, high_water, side="right")))
+        self._lanes.hold(lane, packed, hop.event_time_ms(packed))
+
+    def _sequence(self, steps: list[_Step]) -> _Sequence:
+        """Put the rows of each step in the order of event time; equal times stay as they lie."""
+        runs_by_input: dict[int, list[Released]] = {}
+        places: dict[int, list[np.ndarray]] = {}
+        marks: list[np.ndarray] = []
+        start = 0
+        for runs, emits_step in steps:
+            times = np.concatenate([run.event_time_ms for run in runs])
+            rank = np.arange(start, start + times.size)
+            if len(runs) > 1:
+                order = np.argsort(times, kind="stable")
+                rank[order] = rank.copy()
+            marks.append(np.full(times.size, emits_step))
+            start += times.size
+            used = 0
+            for run in runs:
+                runs_by_input.setdefault(run.lane.input, []).append(run)
+                stop = used + run.event_time_ms.size
+                places.setdefault(run.lane.input, []).append(rank[used:stop])
+                used = stop
+        groups = {index: self._unpack(index, runs) for index, runs in runs_by_input.items()}
+        place = {index: np.concatenate(parts) for index, parts in places.items()}
+        return _Sequence(groups, place, np.concatenate(marks))
+
+    def _unpack(self, input_index: int, runs: list[Released]) -> StreamRows:
+        hop = self._hops[input_index]
+        if len(runs) == 1:
+            return hop.unpack(runs[0].rows, runs[0].lane.partition)
+        partition = np.repeat(
+            np.array([run.lane.partition for run in runs], np.int32),
+            [run.rows.num_rows for run in runs],
+        )
+        return hop.unpack(pa.concat_batches([run.rows for run in runs]), partition)
+
+    def _apply(
+        self, sequence: _Sequence, outputs: Outputs
+    ) -> tuple[StreamRows | None, np.ndarray | None]:
+        """Apply rows to the state; return those to be handed on, and their positions."""
+        stage, inputs = self._stage, self._stage.inputs
+        groups = sequence.groups
+        place = np.concatenate([sequence.place[index] for index in groups])
+        order = np.empty_like(place)
+        order[place] = np.arange(place.size)
+        keys = [entity_keys_of(stage, inputs[index].key, rows) for index, rows in groups.items()]
+        values = [
+            value_matrix(stage, inputs[index].source, rows.events, rows.features)
+            for index, rows in groups.items()
+        ]
+        input_of = np.repeat(
+            np.array(list(groups), np.int8), [len(rows) for rows in groups.values()]
+        )
+        scored_inputs = np.array([stage_input.scored for stage_input in inputs])
+        scored = scored_inputs[input_of[order]]
+        events = [rows.events for rows in groups.values()]
+        applied = self._state.apply(
+            pa.concat_arrays(keys).take(pa.array(order)),
+            input_of[order],
+            np.concatenate([part.event_time_ms for part in events])[order],
+            np.concatenate([part.known_at_ms for part in events])[order],
+            np.concatenate(values)[order],
+            scored,
+        )
+        asked = next((index for index in groups if inputs[index].scored), None)
+        if asked is None:
+            return None, None
+        ranks = np.flatnonzero(scored)
+        position = self._position + np.arange(ranks.size)
+        self._position += ranks.size
+        rows = groups[asked]
+        newest_ms = int(rows.events.event_time_ms.max())
+        self._watermark_ms = max(self._watermark_ms, newest_ms)
+        outputs.event_time_ms_max = newest_ms
+        emitting = sequence.emits[ranks]
+        if not emitting.all():
+            ranks, position = ranks[emitting], position[emitting]
+            if not ranks.size:
+                return None, None
+        # Where each asked row stands within its own group.
+        within = np.empty(place.size, np.int64)
+        within[sequence.place[asked]] = np.arange(len(rows))
+        rows = rows.take(within[ranks])
+        rows = with_stage(stage, rows, applied.aggregates[ranks], applied.incomplete[ranks])
+        return rows, position
+
+    def begin(self) -> None:
+        """Remember the state, for ``abort``."""
+        self._saved = (self._position, self._watermark_ms)
+        for part in (self._lanes, self._state, self._exit):
+            part.begin()
+
+    def commit(self) -> None:
+        """Forget what ``begin`` remembered."""
+        for part in (self._lanes, self._state, self._exit):
+            part.commit()
+
+    def abort(self) -> None:
+        """Go back to the state at ``begin``."""
+        self._position, self._watermark_ms = self._saved
+        for part in (self._lanes, self._state, self._exit):
+            part.abort()
+
+
+def lane_table(plan: PipelinePlan, stage_index: int, context: ProcessorContext) -> LaneTable:
+    """Return the lanes that feed a stage.
+
+    An input that is scored comes from the stage before, all others from their source's router.
+    """
+    stage = plan.stages[stage_index]
+    ranks: dict[Lane, int] = {}
+    for index, stage_input in enumerate(stage.inputs):
+        topic = plan.source_plan(stage_input.source).topic
+        if stage_input.scored and stage_index:
+            topic = plan.stages[stage_index - 1].topic
+        for partition in range(context.partition_counts[topic]):
+            ranks[Lane(index, partition)] = len(stage.inputs) * stage_input.scored + index
+    return LaneTable(ranks, ranks, plan.alignment_ms)

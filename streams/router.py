@@ -1,0 +1,54 @@
+"""The way of a source's rows into stages that do not read it themselves; keeps no state of keys.
+
+Reads one source partition, sorts out bad and late records, and writes the rest into the re-key
+topic of every stage that the source takes part in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from headrace.streams.batch import Outputs
+from headrace.streams.routes import SourceRoutes, source_rows
+from headrace.streams.sieve import SourceSieve
+
+if TYPE_CHECKING:
+    from headrace.features.plan import PipelinePlan, SourcePlan
+    from headrace.streams.batch import EventBatch
+    from headrace.streams.context import ProcessorContext
+
+
+class RouterProcessor:
+    """Routes one partition of a source."""
+
+    def __init__(
+        self, plan: PipelinePlan, source: SourcePlan, partition: int, context: ProcessorContext
+    ) -> None:
+        """Route ``partition`` of ``source`` for ``plan``."""
+        scored = source.name == plan.source
+        self._sieve = SourceSieve(source, context, "router", scored=scored, kafka_key=False)
+        self._routes = SourceRoutes(plan, source.name, partition)
+        assert self._routes, source.name
+
+    def process(self, batch: EventBatch) -> Outputs:
+        """Return the batch's rows, by the stages and keys that they belong to."""
+        outputs = Outputs()
+        accepted = self._sieve.accept(batch, outputs)
+        rows = source_rows(batch, accepted)
+        self._routes.send(batch, rows, self._sieve.watermark_ms, outputs)
+        return outputs
+
+    def begin(self) -> None:
+        """Remember the state, for ``abort``."""
+        self._sieve.begin()
+        self._routes.begin()
+
+    def commit(self) -> None:
+        """Forget what ``begin`` remembered."""
+        self._sieve.commit()
+        self._routes.commit()
+
+    def abort(self) -> None:
+        """Go back to the state at ``begin``."""
+        self._sieve.abort()
+        self._routes.abort()

@@ -1,0 +1,135 @@
+"""A stage that reads its source directly: keeps the entity's state and computes its features.
+
+The state and all that a stage emits is a function of the prefix of its input partition: cutting
+the log into other batches, or replaying it, changes nothing. No clock, no Kafka.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from headrace.features.columns import value_matrix
+from headrace.features.state import EntityState
+from headrace.features.vector import stage_ages, stage_features
+from headrace.streams.batch import Outputs
+from headrace.streams.exits import Onward, exit_of
+from headrace.streams.lanes import RESUMED
+from headrace.streams.partitioning import PartitioningCheck, placing
+from headrace.streams.rekey import ARROW_TYPES
+from headrace.streams.routes import SourceRoutes, emits, emitted, last_offset, source_rows
+from headrace.streams.sieve import SourceSieve
+
+if TYPE_CHECKING:
+    from headrace.features.plan import PipelinePlan, StagePlan
+    from headrace.streams.batch import EventBatch
+    from headrace.streams.context import ProcessorContext
+    from headrace.streams.rekey import StreamRows
+
+
+def entity_keys_of(stage: StagePlan, key: str, rows: StreamRows) -> pa.Array:
+    """Return the rows' keys of the stage's entity, in the type that the stage keeps them."""
+    keys = rows.events.columns[key]
+    wanted = ARROW_TYPES[stage.key_kind]
+    return keys if keys.type == wanted else keys.cast(wanted)
+
+
+def with_stage(
+    stage: StagePlan, rows: StreamRows, aggregates: np.ndarray, incomplete: np.ndarray
+) -> StreamRows:
+    """Add to the rows what the stage has computed for them."""
+    rows.features.update(stage_features(stage, aggregates))
+    rows.ages.update(stage_ages(stage, aggregates))
+    rows.incomplete = rows.incomplete | incomplete
+    return rows
+
+
+class DirectStageProcessor:
+    """A stage that reads its source's own partition, as the entity's only source."""
+
+    def __init__(
+        self, plan: PipelinePlan, stage_index: int, partition: int, context: ProcessorContext
+    ) -> None:
+        """Own ``partition`` of the source that stage ``stage_index`` reads, with empty state."""
+        self._stage = stage = plan.stages[stage_index]
+        assert stage.direct, stage.entity
+        assert [stage_input.scored for stage_input in stage.inputs] == [True], stage.entity
+        self._key = stage.inputs[0].key
+        source = plan.source_plan(stage.inputs[0].source)
+        self._sieve = SourceSieve(source, context, stage.entity, scored=True, kafka_key=True)
+        partitions = context.partition_counts[source.topic]
+        self._check = PartitioningCheck(source, partition, partitions)
+        self._routes = SourceRoutes(plan, source.name, partition)
+        self._state = EntityState(stage)
+        self._exit = exit_of(plan, stage_index, partition, context)
+        self._last = self._saved_last = RESUMED
+
+    @property
+    def state(self) -> EntityState:
+        """The keys' state."""
+        return self._state
+
+    def process(self, batch: EventBatch) -> Outputs:
+        """Apply the batch to the state and return what it causes.
+
+        Raises:
+            PartitioningError: If a row does not lie where its key says.
+
+        """
+        outputs = Outputs()
+        accepted = self._sieve.accept(batch, outputs)
+        rows = source_rows(batch, accepted)
+        keys = self._owned_keys(rows)
+        events, count = rows.events, len(rows)
+        applied = self._state.apply(
+            keys,
+            np.zeros(count, np.int8),
+            events.event_time_ms,
+            events.known_at_ms,
+            value_matrix(self._stage, events.source.name, events),
+            np.ones(count, bool),
+        )
+        self._last = last_offset(batch, self._last)
+        if emits(batch):
+            rows = with_stage(self._stage, rows, applied.aggregates, applied.incomplete)
+            rows = emitted(batch, rows)
+            watermark_ms = self._sieve.watermark_ms
+            onward = Onward(rows, rows.offset, self._last, watermark_ms, batch.at_end)
+            self._exit.write(onward, outputs)
+            if self._routes:
+                self._routes.send(batch, rows, watermark_ms, outputs)
+        return outputs
+
+    def _owned_keys(self, rows: StreamRows) -> pa.Array:
+        """Return the rows' keys; null where the Kafka key says nothing of the owner."""
+        keys = entity_keys_of(self._stage, self._key, rows)
+        raw = rows.keys
+        assert raw is not None
+        placed = placing(rows.events.source, raw)
+        if placed.true_count == len(raw) and not keys.null_count:
+            self._check.check(raw, keys, rows.offset)
+            return keys
+        known = pc.and_(placed, keys.is_valid())
+        offsets = rows.offset[known.to_numpy(zero_copy_only=False)]
+        self._check.check(raw.filter(known), keys.filter(known), offsets)
+        return pc.if_else(placed, keys, pa.scalar(None, keys.type))
+
+    def begin(self) -> None:
+        """Remember the state, for ``abort``."""
+        self._saved_last = self._last
+        for part in (self._sieve, self._routes, self._state, self._exit):
+            part.begin()
+
+    def commit(self) -> None:
+        """Forget what ``begin`` remembered."""
+        for part in (self._sieve, self._routes, self._state, self._exit):
+            part.commit()
+
+    def abort(self) -> None:
+        """Go back to the state at ``begin``."""
+        self._last = self._saved_last
+        for part in (self._sieve, self._routes, self._state, self._exit):
+            part.abort()
