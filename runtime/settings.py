@@ -84,8 +84,9 @@ class StreamSettings(_Section):
 
     guarantee: Literal["at_least_once"] = "at_least_once"
     commit_interval_ms: int = Field(1_000, ge=1, le=600_000)
-    #: How long the source waits to fill a batch. 0: take what is there.
-    batch_budget_ms: int = Field(0, ge=0, le=10_000)
+    #: How long one hand-over may be worked on: its number of rows adapts to that. The source never
+    #: waits to fill a batch.
+    batch_budget_ms: int = Field(50, ge=1, le=10_000)
     batch_rows: int = Field(10_000, ge=1, le=1_000_000)
     max_record_bytes: int = Field(1_048_576, ge=1)
     #: In place of each source's own ``max_ahead``, as for a replay of a simulated future.

@@ -39,7 +39,7 @@ QUEUE_KBYTES_MAX = 256 * 1024
 MESSAGE_BYTES_MAX = 128 * 1024 * 1024
 WAIT_SLICE_S = 0.05
 # librdkafka spells its local codes with a leading underscore.
-_QUEUE_FULL = KafkaError._QUEUE_FULL  # noqa: SLF001
+_QUEUE_FULL = KafkaError._QUEUE_FULL
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +98,13 @@ class Guarantee(Protocol):
         ...
 
 
-def producer_properties(client: Mapping[str, object], linger_ms: float) -> dict[str, Any]:
+def producer_properties(
+    client: Mapping[str, object], linger_ms: float, timeout_ms: int = 0
+) -> dict[str, Any]:
     """Return librdkafka properties of a producer that never loses or reorders a message unseen.
 
     Only failures are reported (reports of success cost 0.7 CPU-us a message), so ``flush() == 0``
-    without a failure proves delivery. No time limit: a broker that is away is waited for.
+    without a failure proves delivery. ``timeout_ms`` 0: a broker that is away is waited for.
     """
     return {
         "queue.buffering.max.messages": QUEUE_MESSAGES_MAX,
@@ -112,7 +114,7 @@ def producer_properties(client: Mapping[str, object], linger_ms: float) -> dict[
         "batch.size": 1 << 20,
         **client,
         "linger.ms": linger_ms,
-        "message.timeout.ms": 0,
+        "message.timeout.ms": timeout_ms,
         "enable.idempotence": True,
         "enable.gapless.guarantee": True,
         "delivery.report.only.error": True,

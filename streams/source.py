@@ -45,7 +45,7 @@ FLUSH_BUDGET_S = 10.0
 REPLAY_REPORT_S = 5.0
 
 # librdkafka spells its local codes with a leading underscore.
-_END = KafkaError._PARTITION_EOF  # noqa: SLF001
+_END = KafkaError._PARTITION_EOF
 _NOT_RETRIED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001
 
 
@@ -241,18 +241,10 @@ class Source:
             owned.high_offset = max(owned.high_offset, self._high_offset(owned))
             made = batches(owned, found, owned.high_offset)
             owned.next_offset = found[-1].offset() + 1
-            # A silent row tells nobody; the end is then reported by a batch of its own.
-            owned.end_told = made[-1].at_end and owned.next_offset > owned.emit_from
+            owned.end_told = made[-1].at_end
             ticket_batches += made
         for event in events:
             ticket_batches += self._serve_event(event)
-        for owned in self._owned.values():
-            at_end = (
-                owned.next_offset >= owned.high_offset and (owned.topic, owned.partition) in rows
-            )
-            if at_end and not owned.end_told:
-                owned.end_told = True
-                ticket_batches.append(end_batch(owned))
         self._submit_all(ticket_batches)
 
     def _submit_all(self, made: list[EventBatch]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from headrace.streams.batch import EventBatch, Outputs, Processor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterable, Awaitable, Callable
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ def process(table: ProcessorTable, ticket: Ticket) -> None:
         ticket.done.append(Outputs() if processor is None else processor.process(batch))
 
 
-async def serve(tickets: AsyncIterator[Ticket], work: Callable[[Ticket], Awaitable[None]]) -> None:
+async def serve(tickets: AsyncIterable[Ticket], work: Callable[[Ticket], Awaitable[None]]) -> None:
     """Be an agent: await ``work`` on one ticket after the other, until the stream ends.
 
     Any failure, cancellation too, is the ticket's result, so that who waits on it always learns.

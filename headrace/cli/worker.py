@@ -1,0 +1,32 @@
+"""``headrace worker``: run a pipeline on the stream until it is stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def worker(
+    pipeline: Annotated[str | None, typer.Option(help="Which one, if there are several.")] = None,
+    metrics_host: Annotated[str, typer.Option(help="Where /metrics listens.")] = "127.0.0.1",
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="0: any free one.")
+    ] = None,
+    on_mismatch: Annotated[
+        Literal["stop", "replay", "skip"],
+        typer.Option(
+            help="If committed offsets do not fit a topic: stop; process and emit what it holds; "
+            "or take what it holds as emitted."
+        ),
+    ] = "stop",
+    project: Annotated[Path, typer.Option(help="The project's folder.")] = Path(),
+) -> None:
+    """Compute features and scores from the stream."""
+    from headrace.runtime.logging import configure
+    from headrace.streams.launch import WorkerOptions, run_worker
+
+    configure()
+    options = WorkerOptions(pipeline, metrics_host, metrics_port, on_mismatch)
+    raise typer.Exit(run_worker(project, options, typer.echo))

@@ -1,0 +1,210 @@
+"""Putting a worker together: all wiring of the room is here."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry
+
+from headrace.runtime import topics
+from headrace.runtime.clock import SystemClock
+from headrace.runtime.errors import explain
+from headrace.runtime.kafka import admin, topic_ids
+from headrace.runtime.logging import get_logger
+from headrace.schemas.codec import RecordEncoder
+from headrace.schemas.wire import WireDecoder
+from headrace.streams.app import StreamApp, build_app, run
+from headrace.streams.context import ProcessorContext
+from headrace.streams.deployments import DeploymentFollower, LiveModels
+from headrace.streams.environment import HINT, Environment, open_environment
+from headrace.streams.errors import NotAppliedError
+from headrace.streams.health import HealthServer
+from headrace.streams.processors import build, input_topics
+from headrace.streams.source import TICKETS_MAX, Route, Source, SourceOptions
+from headrace.streams.telemetry import Telemetry
+from headrace.streams.tickets import ProcessorTable
+from headrace.streams.warmup import warm_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from headrace.features.plan import PipelinePlan, SourcePlan
+    from headrace.streams.positions import Mismatch
+    from headrace.streams.tickets import Ticket
+
+log = get_logger(__name__)
+
+MODELS_WAIT_S = 60.0
+# The source's and the worker's thread hand over to each other many times a second; the default of
+# 5 ms is how long one waits for the other's pure Python.
+SWITCH_INTERVAL_S = 0.0005
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerOptions:
+    """What the command line decides; None takes the setting."""
+
+    pipeline: str | None = None
+    metrics_host: str = "127.0.0.1"
+    metrics_port: int | None = None
+    mismatch: Mismatch = "stop"
+
+
+def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None]) -> int:
+    """Run a worker until it is stopped and return the process's exit code.
+
+    Args:
+        folder: The project's folder.
+        options: What the command line decides.
+        say: Told one line when the worker is ready.
+
+    Raises:
+        HeadraceError: If it cannot start.
+
+    """
+    environment = open_environment(folder)
+    plan = environment.pipeline(options.pipeline)
+    models = LiveModels()
+    context = _context(environment, plan, models)
+    registry = CollectorRegistry()
+    url = ""
+
+    def ready(partitions: int) -> None:
+        group = topics.group(plan.project, plan.name)
+        say(f"worker ready: pipeline {plan.name}, group {group}, {partitions} partitions{url}")
+
+    clock = SystemClock()
+    telemetry = Telemetry(registry, plan.name, clock, ready)
+    health = _health(environment, options, registry, telemetry)
+    if health is not None:
+        url = f", metrics {health.url}/metrics"
+    follower = DeploymentFollower(
+        environment.client,
+        topics.deployments(plan.project),
+        {plan.name: plan},
+        models,
+        telemetry,
+    )
+    follower.start()
+    try:
+        if not follower.wait_until_caught_up(MODELS_WAIT_S):
+            log.warning("deployments_not_read_yet", waited_s=MODELS_WAIT_S)
+        schema_ids = {
+            source.name: environment.registered(source.topic)[0] for source in plan.sources
+        }
+        scored = warm_up(plan, context, schema_ids, clock.now_ms())
+        log.info("warmed_up", scored=scored)
+        _tune_interpreter()
+        return run(_app(environment, plan, context, options, telemetry))
+    finally:
+        follower.stop()
+        environment.registry.close()
+        if health is not None:
+            health.close()
+
+
+def _context(environment: Environment, plan: PipelinePlan, models: LiveModels) -> ProcessorContext:
+    inputs = input_topics(plan)
+    predictions, snapshots = topics.predictions(plan.name), topics.snapshots(plan.name)
+    kept = [name(topic) for topic in _sources(plan) for name in (topics.dlq, topics.late)]
+    counts = environment.partitions([*inputs, predictions, snapshots, *kept])
+    for stage in plan.stages:
+        if not stage.direct and counts[stage.topic] != plan.partitions:
+            rule = f"have {plan.partitions} partitions, as the plan says"
+            message = explain("re-key topic", rule, counts[stage.topic], stage.topic, HINT)
+            raise NotAppliedError(message)
+
+    def decoder(source: SourcePlan) -> WireDecoder:
+        return WireDecoder(source.schema, environment.registry.schema)
+
+    def encoder(topic: str) -> RecordEncoder:
+        schema_id, schema = environment.registered(topic)
+        return RecordEncoder(schema, schema_id)
+
+    return ProcessorContext(
+        topic_ids=topic_ids(admin(environment.client), inputs),
+        partition_counts=counts,
+        decoder=decoder,
+        predictions=encoder(predictions),
+        snapshots=encoder(snapshots),
+        models=models,
+        max_record_bytes=environment.project.settings.stream.max_record_bytes,
+        app_version=version("headrace"),
+    )
+
+
+def _sources(plan: PipelinePlan) -> list[str]:
+    return [source.topic for source in plan.sources]
+
+
+def _app(
+    environment: Environment,
+    plan: PipelinePlan,
+    context: ProcessorContext,
+    options: WorkerOptions,
+    telemetry: Telemetry,
+) -> StreamApp:
+    settings = environment.project.settings.stream
+    staged = {stage.topic for stage in plan.stages}
+    routes = {
+        topic: Route("stage" if topic in staged else "router", rank)
+        for rank, topic in enumerate(input_topics(plan))
+    }
+    source_options = SourceOptions(
+        group=topics.group(plan.project, plan.name),
+        routes=routes,
+        topic_ids=context.topic_ids,
+        consumer=environment.client,
+        producer=environment.client,
+        commit_interval_ms=settings.commit_interval_ms,
+        batch_budget_ms=settings.batch_budget_ms,
+        batch_rows_max=settings.batch_rows,
+        mismatch=options.mismatch,
+    )
+    table = ProcessorTable()
+
+    def start_source(submit: Callable[[Ticket], None]) -> Source:
+        return Source(
+            source_options,
+            table,
+            lambda topic, partition: build(plan, topic, partition, context),
+            submit,
+            telemetry,
+        )
+
+    kinds = sorted({route.kind for route in routes.values()})
+    name = f"headrace.{topics.group(plan.project, plan.name)}"
+    return build_app(name, kinds, table, start_source, TICKETS_MAX + len(kinds))
+
+
+def _health(
+    environment: Environment,
+    options: WorkerOptions,
+    registry: CollectorRegistry,
+    telemetry: Telemetry,
+) -> HealthServer | None:
+    port = options.metrics_port
+    if port is None:
+        port = environment.project.settings.stream.metrics_port
+    if port is None:
+        return None
+    return HealthServer(
+        options.metrics_host,
+        port,
+        registry,
+        is_live=lambda: True,
+        is_ready=lambda: telemetry.is_ready,
+    )
+
+
+def _tune_interpreter() -> None:
+    """Leave what was loaded out of collections, collect rarely, hand the interpreter over soon."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)

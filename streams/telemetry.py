@@ -1,0 +1,175 @@
+"""What the worker's metrics page shows; it counts per batch, never per event."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from headrace.runtime.clock import Clock
+    from headrace.scoring.scorer import Scorer
+    from headrace.streams.batch import EventBatch, Outputs
+    from headrace.streams.positions import OwnedPartition
+
+LATENCY_BOUNDS_S = (
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1),
+    *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0),
+)
+ROWS_BOUNDS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
+
+
+class LatencyHistogram(Collector):
+    """A histogram that takes a whole batch's latencies at once (prometheus-client's takes one)."""
+
+    def __init__(self, name: str, documentation: str, registry: CollectorRegistry) -> None:
+        self._name = name
+        self._documentation = documentation
+        self._edges = np.array(LATENCY_BOUNDS_S)
+        self._counts = np.zeros(len(LATENCY_BOUNDS_S) + 1, dtype=np.int64)
+        self._sum_s = 0.0
+        self._lock = threading.Lock()
+        registry.register(self)
+
+    def observe(self, latency_s: np.ndarray) -> None:
+        """Count latencies, seconds, float64[n]."""
+        places = np.searchsorted(self._edges, latency_s, side="left")
+        counts = np.bincount(places, minlength=self._counts.size)
+        with self._lock:
+            self._counts += counts
+            self._sum_s += float(latency_s.sum())
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """Return the histogram as prometheus-client wants it."""
+        with self._lock:
+            cumulative = np.cumsum(self._counts).tolist()
+            sum_s = self._sum_s
+        bounds = [*map(str, LATENCY_BOUNDS_S), "+Inf"]
+        family = HistogramMetricFamily(self._name, self._documentation)
+        family.add_metric([], list(zip(bounds, cumulative, strict=True)), sum_s)
+        yield family
+
+
+class Telemetry:
+    """The worker's metrics, and whether it is live and ready."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        pipeline: str,
+        clock: Clock,
+        on_ready: Callable[[int], None],
+    ) -> None:
+        self._pipeline = pipeline
+        self._clock = clock
+        self._on_ready = on_ready
+        self._partitions = 0
+        self._labelled: set[tuple[str, str]] = set()
+        self.is_ready = False
+        self.events = _counter(registry, "events", "Events read, without silent replay", "topic")
+        self.replayed = _counter(registry, "replayed", "Events replayed in silence", "topic")
+        self.scored = _counter(registry, "scored", "Predictions sent", "pipeline")
+        self.late = _counter(registry, "late", "Events sent to the late topic", "topic")
+        self.dlq = _counter(registry, "dlq", "Records sent to the DLQ", "topic", "reason")
+        self.refused = _counter(
+            registry, "models_refused", "Deployments refused", "pipeline", "reason"
+        )
+        self.stage_seconds = _counter(registry, "stage_seconds", "Time by part of a stage", "part")
+        labels = ("topic", "partition")
+        self.lag_rows = Gauge("headrace_lag_records", "Records not done", labels, registry=registry)
+        self.lag_s = Gauge(
+            "headrace_lag_seconds",
+            "Age of the newest record that is done, 0 at the end of the partition",
+            labels,
+            registry=registry,
+        )
+        self.replay_rows = Gauge(
+            "headrace_replay_records", "Records still to replay in silence", registry=registry
+        )
+        self.owned = Gauge("headrace_partitions", "Partitions owned", registry=registry)
+        self.batch_rows = Histogram(
+            "headrace_batch_rows", "Rows of a batch", buckets=ROWS_BOUNDS, registry=registry
+        )
+        self.latency = LatencyHistogram(
+            "headrace_end_to_end_seconds",
+            "From an event's broker timestamp to its prediction being handed to the producer",
+            registry,
+        )
+        self.model = Gauge(
+            "headrace_model_info",
+            "The live model",
+            ("pipeline", "model", "version", "revision"),
+            registry=registry,
+        )
+
+    def assigned(self, owned: Sequence[OwnedPartition]) -> None:
+        """Take note of the partitions owned now; those that left lose their lag."""
+        self._partitions = len(owned)
+        self.owned.set(len(owned))
+        if any(one.replay_rows for one in owned):
+            self.is_ready = False
+        now = {(one.topic, str(one.partition)) for one in owned}
+        for gone in self._labelled - now:
+            self.lag_rows.remove(*gone)
+            self.lag_s.remove(*gone)
+        self._labelled &= now
+
+    def caught_up(self) -> None:
+        """Be ready: all that was committed is in the state."""
+        first = not self.is_ready
+        self.is_ready = True
+        if first:
+            self._on_ready(self._partitions)
+
+    def sent(self, batch: EventBatch, outputs: Outputs) -> None:
+        """Count a batch and what it caused."""
+        rows = len(batch)
+        if rows:
+            silent = min(rows, max(0, batch.emit_from - int(batch.offsets[0])))
+            if silent:
+                silent = int(np.searchsorted(batch.offsets, batch.emit_from))
+                self.replayed.labels(batch.topic).inc(silent)
+            self.events.labels(batch.topic).inc(rows - silent)
+            self.batch_rows.observe(rows)
+        if outputs.scored:
+            self.scored.labels(self._pipeline).inc(outputs.scored)
+        if outputs.late:
+            self.late.labels(batch.topic).inc(outputs.late)
+        for reason, count in outputs.rejected.items():
+            self.dlq.labels(batch.topic, reason).inc(count)
+        for part, seconds in outputs.stage_seconds.items():
+            self.stage_seconds.labels(part).inc(seconds)
+        arrivals = outputs.scored_arrival_time_ms
+        if arrivals is not None and arrivals.size:
+            self.latency.observe(np.maximum(self._clock.now_ms() - arrivals, 0) / 1000)
+
+    def ticked(self, owned: Sequence[OwnedPartition]) -> None:
+        """Refresh the lag of each partition."""
+        now_ms = self._clock.now_ms()
+        self.replay_rows.set(sum(one.replay_rows for one in owned))
+        for one in owned:
+            labels = (one.topic, str(one.partition))
+            self._labelled.add(labels)
+            self.lag_rows.labels(*labels).set(one.lag_rows)
+            newest_ms = one.newest_arrival_ms if one.lag_rows else None
+            age_ms = 0 if newest_ms is None else max(0, now_ms - newest_ms)
+            self.lag_s.labels(*labels).set(age_ms / 1000)
+
+    def deployed(self, pipeline: str, scorer: Scorer) -> None:
+        """Show the model that scores now."""
+        self.model.clear()
+        self.model.labels(pipeline, scorer.model, scorer.version, str(scorer.revision)).set(1)
+
+    def model_refused(self, pipeline: str, reason: str) -> None:
+        """Count a deployment that changed nothing."""
+        self.refused.labels(pipeline, reason).inc()
+
+
+def _counter(registry: CollectorRegistry, name: str, text: str, *labels: str) -> Counter:
+    return Counter(f"headrace_{name}", text, labels, registry=registry)
