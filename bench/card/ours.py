@@ -1,0 +1,134 @@
+"""Headrace on the card job: one worker process, as a user would start it, all outputs checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.card.job import FEATURES, PARTITION_COUNT
+from bench.card.reference import wrong_rows
+from bench.measure import BenchError, drain
+from bench.outputs import read_columns
+from bench.project import Project, make_project
+from headrace.runtime import topics
+from headrace.runtime.clock import SystemClock
+from headrace.scoring.artefact import Canary, write_artefact
+from headrace.scoring.scorer import FeatureColumn
+from headrace.training.registry import FileRegistry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bench.measure import Drain
+    from headrace.runtime.dev.stack import Endpoints
+
+PIPELINE = "card"
+SOURCE = "card_events"
+TEMPLATE = Path(__file__).parent / "project"
+PREDICTIONS = topics.predictions(PIPELINE)
+SNAPSHOTS = topics.snapshots(PIPELINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What the comparison of all outputs with the reference found."""
+
+    events: int
+    missing: int
+    repeated: int
+    wrong_features: int
+    wrong_scores: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether each event came out, once in an undisturbed run, with the right values."""
+        return not (self.missing or self.repeated or self.wrong_features or self.wrong_scores)
+
+
+def prepare(folder: Path, name: str, endpoints: Endpoints) -> Project:
+    """Make the project and apply it: the source's topic and all outputs are there and empty.
+
+    Args:
+        folder: Where to make it.
+        name: The project's name; a new one has a consumer group that has read nothing.
+        endpoints: The running stack.
+
+    """
+    settings = {"project": name, "topics": {"partitions": PARTITION_COUNT}}
+    project = make_project(folder, TEMPLATE, endpoints, settings)
+    project.run("apply")
+    return project
+
+
+def deploy(project: Project, model: Path, canary_rows: NDArray[np.float64]) -> None:
+    """Put the job's model into the project's registry and make it the champion.
+
+    Args:
+        project: The applied project.
+        model: LightGBM's text file.
+        canary_rows: A few vectors of the job.
+
+    """
+    import lightgbm
+
+    plan = project.plan(PIPELINE)
+    if len(plan.vector) != len(FEATURES):
+        msg = f"the vector must have {len(FEATURES)} columns; got {len(plan.vector)}"
+        raise BenchError(msg)
+    scores = np.asarray(lightgbm.Booster(model_file=model).predict(canary_rows, num_threads=1))
+    artefact = project.folder / "artefact"
+    write_artefact(
+        artefact,
+        model.read_bytes(),
+        model=PIPELINE,
+        pipeline=PIPELINE,
+        framework_version=lightgbm.__version__,
+        columns=[FeatureColumn(column.name, column.dtype) for column in plan.vector],
+        fingerprint=plan.fingerprint,
+        training_set_id="0" * 64,
+        created_at_ms=SystemClock().now_ms(),
+        canary=Canary(canary_rows, scores),
+        metrics={},
+        parameters={},
+    )
+    entry = FileRegistry(project.folder / "models").add(artefact)
+    project.run("deploy", f"{entry.model}/{entry.version}")
+
+
+def measure(project: Project, name: str, expected: int, log: Path) -> Drain:
+    """Run one worker until every event has its prediction and its snapshot."""
+    return drain(
+        name,
+        project.command("worker"),
+        project.endpoints.bootstrap_servers,
+        [PREDICTIONS, SNAPSHOTS],
+        expected,
+        log=log,
+    )
+
+
+def check(project: Project, reference: NDArray[np.float64]) -> Check:
+    """Decode every output and compare it with the reference to 1e-6.
+
+    Args:
+        project: Whose outputs.
+        reference: [score, features…] of each event, by event id.
+
+    """
+    plan = project.plan(PIPELINE)
+    where = project.endpoints.bootstrap_servers, project.endpoints.registry_url
+    score_ids, scores = read_columns(*where, PREDICTIONS, PARTITION_COUNT, ["score"])
+    names = [column.name for column in plan.vector]
+    vector_ids, vectors = read_columns(*where, SNAPSHOTS, PARTITION_COUNT, names)
+    events = len(reference)
+    seen = np.bincount(score_ids, minlength=events), np.bincount(vector_ids, minlength=events)
+    return Check(
+        events=events,
+        missing=sum(int((times == 0).sum()) for times in seen),
+        repeated=sum(int((times > 1).sum()) for times in seen),
+        wrong_features=len(wrong_rows(vector_ids, vectors, reference[:, 1:])),
+        wrong_scores=len(wrong_rows(score_ids, scores, reference[:, :1])),
+    )

@@ -1,0 +1,222 @@
+"""``./dev bench card``: ours, the bare client loop and Kafka Streams on one topic in one run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.card import ours, peers, topics
+from bench.card.job import EVENT_COUNT, encode, make_events, train_model
+from bench.card.latency import LatencyRun, measure_latency
+from bench.card.reference import reference_rows
+from bench.measure import BenchError, drain
+from bench.project import fresh_stack
+from bench.report import Bound, exit_code, print_bounds, write_json
+from headrace.schemas.registry import SchemaRegistry
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bench.card.job import Events
+    from bench.card.ours import Check
+    from bench.card.peers import PeerRun
+    from bench.measure import Drain
+    from headrace.runtime.dev.stack import Endpoints
+
+ROOT = Path(__file__).parents[2]
+WORK = ROOT / ".bench"
+BARE_TOPIC = "card_bare"
+
+OF_BARE_MIN = 0.40
+OF_KAFKA_STREAMS_MIN = 1.5
+CPU_S_PER_MILLION_MAX = 10.0
+P99_MS_MAX = 10.0
+
+
+@dataclass(slots=True)
+class Results:
+    """All that one run of the bench measured."""
+
+    bare: list[Drain] = field(default_factory=list)
+    ours: list[Drain] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    peer: PeerRun | None = None
+    peer_missing: str | None = None
+    latency: LatencyRun | None = None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the bench and return 0 if the bounds within the run hold and all outputs are right."""
+    options = _options(arguments)
+    console = Console()
+    work: Path = options.work
+    work.mkdir(parents=True, exist_ok=True)
+    events = make_events(options.events)
+    console.print(f"{len(events):,} events; the reference is computed once and kept in {work}")
+    bodies = encode(events, work / f"card-events-{len(events)}.arrow")
+    model = train_model(work / "card-model.txt")
+    reference = reference_rows(events, model, work / f"card-reference-{len(events)}.npy")
+    results = Results()
+    stack = fresh_stack(work / "stack")
+    try:
+        endpoints = stack.up()
+        project = ours.prepare(work / "card", "card_fill", endpoints)
+        with SchemaRegistry(endpoints.registry_url) as registry:
+            latest = registry.latest(f"{ours.SOURCE}-value")
+        assert latest is not None, ours.SOURCE
+        schema_id = latest[0]
+        values = topics.framed(bodies, schema_id)
+        topics.fill(endpoints.bootstrap_servers, ours.SOURCE, events, values)
+        for number in range(1, options.runs + 1):
+            console.print(f"run {number} of {options.runs}: bare loop, ours")
+            results.bare.append(_bare(endpoints, len(events), work))
+            _ours(results, number, endpoints, model, reference, work)
+        _peer(results, options, endpoints, model, reference, console)
+        if not options.skip_latency:
+            console.print("latency at 1,000 events/s")
+            results.latency = measure_latency(
+                project.endpoints, work, model, reference[:16, 1:], events, values
+            )
+    finally:
+        stack.down()
+    return _report(results, events, console, work)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench card", description=__doc__)
+    parser.add_argument("--events", type=int, default=EVENT_COUNT)
+    parser.add_argument("--runs", type=int, default=1, help="of the bare loop and of ours, in turn")
+    parser.add_argument("--skip-peers", action="store_true")
+    parser.add_argument("--skip-latency", action="store_true")
+    parser.add_argument("--peers", type=Path, default=ROOT.parent / "shared" / "peers")
+    parser.add_argument("--work", type=Path, default=WORK)
+    return parser.parse_args(arguments)
+
+
+def _bare(endpoints: Endpoints, events: int, work: Path) -> Drain:
+    servers = endpoints.bootstrap_servers
+    topics.create(servers, BARE_TOPIC)
+    command = [sys.executable, "-m", "bench.card.bare", servers, ours.SOURCE, BARE_TOPIC]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    try:
+        return drain(
+            "bare consume-and-produce loop",
+            [*command, str(events)],
+            servers,
+            [BARE_TOPIC],
+            events,
+            environment=environment,
+            log=work / "bare.log",
+        )
+    finally:
+        topics.delete(servers, BARE_TOPIC)
+
+
+def _ours(
+    results: Results,
+    number: int,
+    endpoints: Endpoints,
+    model: Path,
+    reference: NDArray[np.float64],
+    work: Path,
+) -> None:
+    # The topics of the run before, or of the project that was made to fill the source.
+    topics.delete(endpoints.bootstrap_servers, ours.PREDICTIONS, ours.SNAPSHOTS)
+    project = ours.prepare(work / "card", f"card_run_{number}", endpoints)
+    ours.deploy(project, model, reference[:16, 1:])
+    log = work / f"worker-{number}.log"
+    log.unlink(missing_ok=True)
+    results.ours.append(ours.measure(project, "headrace, one worker", len(reference), log))
+    results.checks.append(ours.check(project, reference))
+
+
+def _peer(
+    results: Results,
+    options: argparse.Namespace,
+    endpoints: Endpoints,
+    model: Path,
+    reference: NDArray[np.float64],
+    console: Console,
+) -> None:
+    reason = "asked to skip" if options.skip_peers else peers.missing(options.peers)
+    if reason is None and len(reference) != EVENT_COUNT:
+        reason = f"the peers' harness is made for {EVENT_COUNT:,} events"
+    if reason is not None:
+        results.peer_missing = reason
+        console.print(f"[yellow]Kafka Streams is left out: {reason}[/]")
+        return
+    console.print("Kafka Streams")
+    peers_work = options.work / "peers"
+    try:
+        peers.build(options.peers, peers_work)
+        results.peer = peers.kafka_streams(
+            options.peers,
+            peers_work,
+            endpoints.bootstrap_servers,
+            ours.SOURCE,
+            model.absolute(),
+            reference,
+        )
+    except BenchError as error:
+        results.peer_missing = str(error)
+        console.print(f"[yellow]Kafka Streams gave no figure: {error}[/]")
+
+
+def _report(results: Results, events: Events, console: Console, work: Path) -> int:
+    table = Table("who", "events/s", "10-90 %", "CPU s per 1M", "RSS MiB", "outputs", title="card")
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for run in results.bare:
+        table.add_row(*_row(run), "not checked, constant")
+    for run, check in zip(results.ours, results.checks, strict=True):
+        verdict = "[green]all right[/]" if check.holds else f"[red]{check}[/]"
+        table.add_row(*_row(run), verdict)
+    peer = results.peer
+    if peer is not None:
+        cells = (f"{peer.rate:,.0f}", "-", f"{peer.cpu_s_per_million:.1f}")
+        table.add_row(peer.name, *cells, f"{peer.rss_mib_max:,.0f}", peer.check)
+    console.print(table)
+    bounds = _bounds(results)
+    print_bounds(console, bounds)
+    figures = {"events": len(events), **asdict(results)}
+    write_json(work / "card.json", "card", figures, bounds)
+    console.print(f"figures in {work / 'card.json'}")
+    right = all(check.holds for check in results.checks)
+    return exit_code(bounds) if right else 1
+
+
+def _row(run: Drain) -> tuple[str, ...]:
+    rates = f"{run.rate:,.0f}", f"{run.middle_rate:,.0f}"
+    return run.name, *rates, f"{run.cpu_s_per_million:.1f}", f"{run.rss_mib_max:,.0f}"
+
+
+def _bounds(results: Results) -> list[Bound]:
+    rate = statistics.median(run.rate for run in results.ours)
+    bare = statistics.median(run.rate for run in results.bare)
+    cpu_s = statistics.median(run.cpu_s_per_million for run in results.ours)
+    of_peer = None if results.peer is None else rate / results.peer.rate
+    latency = results.latency
+    return [
+        Bound("of the bare loop", rate / bare, OF_BARE_MIN, at_least=True),
+        Bound("of Kafka Streams", of_peer, OF_KAFKA_STREAMS_MIN, at_least=True),
+        Bound("CPU s per million events", cpu_s, CPU_S_PER_MILLION_MAX, at_least=False),
+        # An absolute time depends on the machine, so it is reported and does not decide.
+        Bound(
+            "p99 ms at 1,000 events/s",
+            None if latency is None else latency.p99_ms,
+            P99_MS_MAX,
+            at_least=False,
+            decides=False,
+        ),
+    ]
