@@ -1,0 +1,225 @@
+"""One (stage, partition)'s state: a pure function of the rows applied so far. No I/O, no clock.
+
+The arrays live here, the loops in ``features.kernels``. Growth happens between kernel calls: a
+kernel that runs out of room returns the row, the array is doubled, and the kernel goes on there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from headrace.features.kernels.journal import abort_journal, commit_journal
+from headrace.features.kernels.keys import key_columns, read_only
+from headrace.features.kernels.layout import SIZE_CLASSES, Layout, build_layout
+from headrace.features.kernels.rings import (
+    M_ARENA,
+    M_BASE_ARENA,
+    M_BASE_KEYS,
+    M_BLOCKS,
+    M_KEYS,
+    M_LOG,
+    M_NEED_LOG,
+    M_NEED_POOL,
+    M_OPEN,
+    M_POOL,
+    M_SAVED,
+    META_WORDS,
+    Memory,
+)
+from headrace.features.kernels.rows import Rows, apply_rows
+from headrace.features.kernels.slots import rehash_slots, resolve_slots
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from headrace.features.kernels.slots import Keys
+    from headrace.features.plan import StagePlan
+
+_FIRST_KEYS = 64
+_FIRST_WORDS = 4096
+_KEY_ARRAYS = ("heads", "keys", "key_hashes", "touched")
+
+
+@dataclass(slots=True)
+class Applied:
+    """What a batch of rows gave.
+
+    Attributes:
+        aggregates: float64[n, len(stage.aggregates)]; NaN is null, and all rows not scored.
+        incomplete: bool[n]; a window of the row reaches back to cells that were already dropped
+            (older than the ring's retention behind the key's newest scored time).
+    """
+
+    aggregates: np.ndarray
+    incomplete: np.ndarray
+
+
+class EntityState:
+    """The keyed windows of one stage and partition.
+
+    Rows go in by log order; the same rows give the same bits however they are cut into batches.
+    """
+
+    def __init__(self, stage: StagePlan) -> None:
+        self._layout = Layout(*map(read_only, build_layout(stage)))
+        self._stage = stage
+        self._transactions = 0
+        width, rings = len(self._layout.header), len(stage.rings)
+        pool = np.zeros(_FIRST_WORDS, dtype=np.int64)
+        self._memory = Memory(
+            pool=pool,
+            pool_floats=pool.view(np.float64),
+            heads=np.zeros((_FIRST_KEYS, width), dtype=np.int64),
+            table=np.zeros((2 * _FIRST_KEYS, 2), dtype=np.uint64),
+            keys=np.zeros((_FIRST_KEYS, 2), dtype=np.int64),
+            key_hashes=np.zeros(_FIRST_KEYS, dtype=np.uint64),
+            arena=np.zeros(_FIRST_WORDS, dtype=np.uint8),
+            free=np.full((2 * rings, SIZE_CLASSES), -1, dtype=np.int64),
+            touched=np.zeros(_FIRST_KEYS, dtype=np.int64),
+            saved=np.zeros((_FIRST_KEYS, width), dtype=np.int64),
+            saved_slots=np.zeros(_FIRST_KEYS, dtype=np.int64),
+            log=np.zeros(_FIRST_WORDS, dtype=np.int64),
+            block_log=np.zeros((_FIRST_KEYS, 4), dtype=np.int64),
+            meta=np.zeros(META_WORDS, dtype=np.int64),
+        )
+
+    @property
+    def key_count(self) -> int:
+        """Keys with state."""
+        return int(self._memory.meta[M_KEYS])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays, room to grow included."""
+        return sum(array.nbytes for array in self._memory) - self._memory.pool.nbytes
+
+    def apply(
+        self,
+        keys: pa.Array,
+        inputs: np.ndarray,
+        event_time_ms: np.ndarray,
+        known_at_ms: np.ndarray,
+        values: np.ndarray,
+        scored: np.ndarray,
+        insert: np.ndarray | None = None,
+    ) -> Applied:
+        """Insert rows in log order and read the aggregates of the scored ones.
+
+        Args:
+            keys: The entity's key per row; null keys keep no state.
+            inputs: int8[n], index into ``stage.inputs``: the row goes into that source's rings.
+            event_time_ms: int64[n], epoch ms, |t| < 2**61.
+            known_at_ms: int64[n]; ignored where the source has no known_at.
+            values: float64[n, len(stage.values)]; NaN is null, and other sources' values. Finite
+                values are below 2**40 in magnitude (``features.columns`` has checked that).
+            scored: bool[n]; these rows get aggregates as of their event time, themselves included.
+            insert: bool[n]; rows that are False only ask. All True when None.
+
+        Cost: amortised O(aggregates) per row; O(log k) more for min, max and last, k = cells of
+        the key in the window; a late row also moves the cells after its time.
+        """
+        count = len(inputs)
+        batch_keys = key_columns(keys)
+        assert len(batch_keys.hashes) == count, "one key per row"
+        slots = np.empty(count, dtype=np.int64)
+        insert = _flags(np.ones(count, dtype=bool) if insert is None else insert)
+        self._resolve(batch_keys, insert, slots)
+        rows = Rows(
+            slots=slots,
+            inputs=read_only(np.asarray(inputs, dtype=np.int8)),
+            event_time_ms=read_only(np.asarray(event_time_ms, dtype=np.int64)),
+            known_at_ms=read_only(np.asarray(known_at_ms, dtype=np.int64)),
+            values=read_only(np.asarray(values, dtype=np.float64)),
+            scored=_flags(scored),
+            insert=insert,
+            value_count=len(self._stage.values),
+        )
+        assert rows.values.shape == (count, len(self._stage.values)), "one column per value"
+        aggregates = np.full((count, len(self._stage.aggregates)), np.nan)
+        incomplete = np.zeros(count, dtype=bool)
+        row = 0
+        while (row := apply_rows(self._layout, self._memory, rows, aggregates, incomplete, row)) < (
+            count
+        ):
+            self._make_room()
+        return Applied(aggregates, incomplete)
+
+    def begin(self) -> None:
+        """Open a transaction: from here on changes can be undone."""
+        meta = self._memory.meta
+        assert meta[M_OPEN] == 0, "a transaction is open already"
+        self._transactions += 1
+        meta[M_OPEN] = self._transactions
+        meta[M_BASE_KEYS] = meta[M_KEYS]
+        meta[M_BASE_ARENA] = meta[M_ARENA]
+
+    def commit(self) -> None:
+        """Close the transaction and keep its changes."""
+        assert self._memory.meta[M_OPEN] > 0, "no transaction is open"
+        commit_journal(self._memory)
+
+    def abort(self) -> None:
+        """Close the transaction and put back the state as it was at ``begin``.
+
+        Cost: O(keys and late cells touched since), not O(state).
+        """
+        assert self._memory.meta[M_OPEN] > 0, "no transaction is open"
+        abort_journal(self._layout, self._memory)
+        self._memory.meta[M_ARENA] = self._memory.meta[M_BASE_ARENA]
+
+    def _resolve(self, keys: Keys, insert: np.ndarray, slots: np.ndarray) -> None:
+        count, row = len(slots), 0
+        while (row := resolve_slots(self._layout, self._memory, keys, insert, slots, row)) < count:
+            meta = self._memory.meta
+            if meta[M_KEYS] >= len(self._memory.heads):
+                self._memory = self._memory._replace(
+                    **{name: _doubled(getattr(self._memory, name)) for name in _KEY_ARRAYS}
+                )
+            if 2 * (meta[M_KEYS] + 1) > len(self._memory.table):
+                table = np.zeros((2 * len(self._memory.table), 2), dtype=np.uint64)
+                rehash_slots(table, self._memory.key_hashes, int(meta[M_KEYS]))
+                self._memory = self._memory._replace(table=table)
+            if not keys.are_integers:
+                length = int(keys.offsets[row + 1] - keys.offsets[row])
+                arena = _with_room(self._memory.arena, int(meta[M_ARENA]) + length)
+                self._memory = self._memory._replace(arena=arena)
+
+    def _make_room(self) -> None:
+        """Grow whatever the row that stopped the kernel may need."""
+        memory, meta = self._memory, self._memory.meta
+        pool = _with_room(memory.pool, int(meta[M_POOL] + meta[M_NEED_POOL]))
+        saved, saved_slots = memory.saved, memory.saved_slots
+        if meta[M_SAVED] >= len(saved):
+            saved, saved_slots = _doubled(saved), _doubled(saved_slots)
+        blocks = int(meta[M_BLOCKS]) + 4 * len(self._stage.rings)
+        self._memory = memory._replace(
+            pool=pool,
+            pool_floats=pool.view(np.float64),
+            saved=saved,
+            saved_slots=saved_slots,
+            log=_with_room(memory.log, int(meta[M_LOG] + meta[M_NEED_LOG])),
+            block_log=_with_room(memory.block_log, blocks),
+        )
+
+
+def _flags(flags: np.ndarray) -> np.ndarray:
+    return read_only(np.asarray(flags, dtype=bool).view(np.int8))
+
+
+def _doubled(array: np.ndarray) -> np.ndarray:
+    return _with_room(array, len(array) + 1)
+
+
+def _with_room(array: np.ndarray, needed: int) -> np.ndarray:
+    """Return the array, or a copy of twice its length or more, with room for ``needed``."""
+    if needed <= len(array):
+        return array
+    length = len(array)
+    while length < needed:
+        length *= 2
+    grown = np.zeros((length, *array.shape[1:]), dtype=array.dtype)
+    grown[: len(array)] = array
+    return grown
