@@ -205,13 +205,13 @@ class _Values:
             )
         return values
 
-    def reals(self, count: int | None) -> np.ndarray:
+    def reals(self, count: int | None, also: str | None = None) -> np.ndarray:
         tokens = self._tokens(count)
-        bad = next((t for t in tokens if not _REAL.fullmatch(t)), None)
+        bad = next((t for t in tokens if t != also and not _REAL.fullmatch(t)), None)
         if bad is not None:
             raise self.lines.error(self.name, "hold finite numbers", bad)
         values = np.array([float(t) for t in tokens], np.float64)
-        outside = ~(np.abs(values) <= VALUE_MAX)
+        outside = ~(np.abs(values) <= VALUE_MAX) & np.array([t != also for t in tokens], bool)
         if outside.any():
             raise self.lines.error(
                 self.name, f"lie within ±{VALUE_MAX}", tokens[int(np.argmax(outside))]
@@ -291,7 +291,8 @@ def _tree(lines: _Lines, number: int, size: int, feature_count: int) -> TextTree
     nodes = leaves - 1
     split_feature = _next(lines, "split_feature").integers(nodes, 0, feature_count - 1)
     _next(lines, "split_gain").reals(nodes)
-    threshold = _next(lines, "threshold").reals(nodes)
+    # Infinity splits null from everything else.
+    threshold = _next(lines, "threshold").reals(nodes, also="inf")
     decision_type = _next(lines, "decision_type").integers(nodes, 0, _DECISION_TYPE_MAX)
     left = _next(lines, "left_child").integers(nodes, -leaves, nodes - 1)
     right = _next(lines, "right_child").integers(nodes, -leaves, nodes - 1)
