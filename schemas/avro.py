@@ -94,7 +94,7 @@ class AvroType:
     @property
     def optional(self) -> AvroType | None:
         """The type T of a union of null and T, None for everything else."""
-        if self.kind != "union" or len(self.branches) != 2 or self.null_branch < 0:  # noqa: PLR2004
+        if self.kind != "union" or len(self.branches) != 2 or self.null_branch < 0:
             return None
         return self.branches[1 - self.null_branch]
 
@@ -195,7 +195,7 @@ def _scalar_default(kind: AvroType, default: object) -> object:
         return default
     if kind.kind == "enum":
         return default if default in kind.symbols else _MISFIT
-    if kind.kind in {"bytes", "fixed"} and all(ord(letter) < 256 for letter in default):  # noqa: PLR2004
+    if kind.kind in {"bytes", "fixed"} and all(ord(letter) < 256 for letter in default):
         raw = default.encode("latin-1")
         return raw if kind.kind == "bytes" or len(raw) == kind.size else _MISFIT
     return _MISFIT
@@ -216,7 +216,7 @@ class _Parser:
         self._named: dict[str, AvroType] = {}
         self._open: set[str] = set()
 
-    def parse(self, tree: Any, namespace: str, depth: int) -> AvroType:  # noqa: ANN401 - JSON.
+    def parse(self, tree: Any, namespace: str, depth: int) -> AvroType:
         if depth > MAX_DEPTH:
             raise _refused(f"nest at most {MAX_DEPTH} levels", f"more than {depth - 1}")
         made = self._parse(tree, namespace, depth)
@@ -224,7 +224,7 @@ class _Parser:
             raise _refused(f"have at most {MAX_NODES} nodes", made.nodes)
         return made
 
-    def _parse(self, tree: Any, namespace: str, depth: int) -> AvroType:  # noqa: ANN401 - JSON.
+    def _parse(self, tree: Any, namespace: str, depth: int) -> AvroType:
         if isinstance(tree, str):
             return _primitive(tree) if tree in PRIMITIVES else self._reference(tree, namespace)
         if isinstance(tree, list):
@@ -325,7 +325,7 @@ class _Parser:
         )
 
 
-def _primitive(kind: str, **logical: Any) -> AvroType:  # noqa: ANN401 - keyword pass-through.
+def _primitive(kind: str, **logical: Any) -> AvroType:
     return AvroType(kind, _MIN_BYTES.get(kind, 1), **logical)
 
 
@@ -364,7 +364,7 @@ def _shape(kind: AvroType) -> object:
     return [kind.kind, kind.name, kind.size, list(kind.symbols), logical]
 
 
-def _strip(tree: Any) -> Any:  # noqa: ANN401 - JSON in, JSON out.
+def _strip(tree: Any) -> Any:
     if isinstance(tree, list):
         return [_strip(item) for item in tree]
     if not isinstance(tree, dict):

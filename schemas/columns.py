@@ -32,34 +32,26 @@ class Walked:
         self._program = program
         self.verdicts = np.empty(len(starts), dtype=np.uint8)
         self.places = np.zeros((len(starts), 2), dtype=np.int64)
-        slots = len(program.widths)
+        self._slots = np.zeros((len(program.widths), walker.SLOT_COLUMNS), dtype=np.int64)
+        records = (payload, starts, ends)
         if program.flat:
-            cells = np.full(slots, len(starts), dtype=np.int64)
-            data = np.where(program.variable, len(payload), 0)
+            self._slots[:, walker.CELLS] = len(starts)
+            self._slots[:, walker.FILLED] = np.where(program.variable, len(payload), 0)
         else:
-            cells, data = np.zeros((2, slots), dtype=np.int64)
-            bases = np.zeros((slots, 3), dtype=np.int64)
-            self._walk(
-                payload, starts, ends, bases, cells, data, np.zeros(8, np.uint8), write=False
-            )
-        self._bases, size = _layout(program, cells, data)
-        self._arena = np.empty(size, dtype=np.uint8)
-        self.cells, self.data = np.zeros((2, slots), dtype=np.int64)
-        main = self._bases[program.variable, 1]
-        self._arena.view(np.int32)[main] = 0
-        self.good = self._walk(
-            payload, starts, ends, self._bases, self.cells, self.data, self._arena, write=True
-        )
+            self._walk(*records, write=False)
+        self._arena = np.empty(_lay_out(program, self._slots), dtype=np.uint8)
+        for base in self._slots[program.variable, walker.MAIN].tolist():
+            self._arena[base : base + 4] = 0
+        address = self._arena.ctypes.data
+        self._slots[:, : walker.CELLS] += address
+        self.good = self._walk(*records, write=True)
+        self._slots[:, : walker.CELLS] -= address
 
-    def _walk(  # noqa: PLR0913 - the kernel's own operands.
+    def _walk(
         self,
         payload: np.ndarray,
         starts: np.ndarray,
         ends: np.ndarray,
-        bases: np.ndarray,
-        cells: np.ndarray,
-        data: np.ndarray,
-        arena: np.ndarray,
         *,
         write: bool,
     ) -> int:
@@ -70,12 +62,7 @@ class Walked:
             ends,
             program.ops,
             program.constants,
-            bases,
-            cells,
-            data,
-            arena,
-            arena.view(np.int32),
-            arena.view(np.int64),
+            self._slots,
             write,
             self.verdicts,
             self.places,
@@ -105,33 +92,32 @@ class Walked:
 
     def _leaf(self, column: Column, length: int) -> pa.Array:
         slot = column.slot
-        _, main, data = self._bases[slot]
+        _, main, data, _, filled = self._slots[slot].tolist()
         width = self._program.widths[slot]
         validity, nulls = self._validity(slot, length) if column.nullable else (None, 0)
         if column.layout == "boolean":
             bits = _pack(self._arena[main : main + length])
             return pa.Array.from_buffers(column.type, length, [validity, bits], nulls)
-        unit = self._program.units[slot]
         if column.layout == "variable":
-            offsets = self._buffer.slice(main * unit, (length + 1) * 4)
-            values = self._buffer.slice(data, self.data[slot])
+            offsets = self._buffer.slice(main, (length + 1) * 4)
+            values = self._buffer.slice(data, filled)
             return pa.Array.from_buffers(column.type, length, [validity, offsets, values], nulls)
-        values = self._buffer.slice(main * unit, length * width)
+        values = self._buffer.slice(main, length * width)
         if column.layout == "enum":
             index = pa.Array.from_buffers(pa.int32(), length, [validity, values], nulls)
             return pa.array(column.symbols, pa.string()).take(index)
         return pa.Array.from_buffers(column.type, length, [validity, values], nulls)
 
     def _validity(self, slot: int, length: int) -> tuple[pa.Buffer | None, int]:
-        begin = self._bases[slot, 0]
+        begin = self._slots[slot, walker.VALIDITY]
         valid = self._arena[begin : begin + length]
         nulls = length - int(np.count_nonzero(valid))
         return (_pack(valid), nulls) if nulls else (None, 0)
 
     def _repeated(self, column: Column, length: int) -> pa.Array:
         slot = column.slot
-        offsets = self._buffer.slice(self._bases[slot, 1] * 4, (length + 1) * 4)
-        count = int(self.data[slot])
+        offsets = self._buffer.slice(self._slots[slot, walker.MAIN], (length + 1) * 4)
+        count = int(self._slots[slot, walker.FILLED])
         children = [self._array(child, count) for child in column.children]
         if column.layout == "map":
             children = [
@@ -140,13 +126,13 @@ class Walked:
         return pa.Array.from_buffers(column.type, length, [None, offsets], 0, children=children)
 
     def _option(self, column: Column, length: int) -> pa.Array:
-        begin = self._bases[column.slot, 1]
+        begin = self._slots[column.slot, walker.MAIN]
         valid = self._arena[begin : begin + length].view(np.bool_)
         child = self._array(column.children[0], int(np.count_nonzero(valid)))
         return expand(child, valid)
 
     def _union(self, column: Column, length: int) -> pa.Array:
-        begin = self._bases[column.slot, 1]
+        begin = self._slots[column.slot, walker.MAIN]
         branches = self._arena[begin : begin + length].view(np.int8)
         offsets = np.zeros(length, dtype=np.int32)
         children = []
@@ -178,22 +164,20 @@ def _entry_fields(kind: pa.MapType) -> tuple[pa.Field, pa.Field]:
     return kind.key_field, kind.item_field
 
 
-def _layout(program: Program, cells: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, int]:
-    """Return where each slot's streams begin (as ``walk_record`` takes it), and the arena's size."""
-    bases = np.zeros((len(cells), 3), dtype=np.int64)
+def _lay_out(program: Program, slots: np.ndarray) -> int:
+    """Set where each slot's streams begin, reset its cursors; return the size of the arena."""
     end = 0
-    for slot, (width, count) in enumerate(
-        zip(program.widths.tolist(), cells.tolist(), strict=True)
-    ):
-        if program.nullable[slot]:
-            bases[slot, 0] = end
-            end = _aligned(end + count)
-        bases[slot, 1] = end // max(int(program.units[slot]), 1)
-        end = _aligned(end + (count + 1) * width)
-        if program.variable[slot]:
-            bases[slot, 2] = end
-            end = _aligned(end + int(data[slot]))
-    return bases, max(end, _ALIGNMENT)
+    for slot, width in zip(slots, program.widths.tolist(), strict=True):
+        cells, filled = slot[walker.CELLS], slot[walker.FILLED]
+        slot[walker.VALIDITY] = end
+        end += _aligned(int(cells))
+        slot[walker.MAIN] = end
+        end += _aligned((int(cells) + 1) * width)
+        slot[walker.DATA] = end
+        # The walker copies in words of eight bytes: it may write some behind the last.
+        end += _aligned(int(filled) + 8)
+    slots[:, walker.CELLS :] = 0
+    return end + _ALIGNMENT
 
 
 def _aligned(size: int) -> int:

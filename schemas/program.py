@@ -1,7 +1,7 @@
 """A schema as a program for the walker, and as a plan to put the walker's output together.
 
-Each row of ``Program.ops`` is one instruction ``[operation, a, b, c, d, e]``; what the operands mean
-stands beside the operation below. A *slot* is one stream of cells that the walker appends to:
+Each row of ``Program.ops`` is one instruction; what its operands mean stands beside the operations
+in ``walker``. A *slot* is one stream of cells that the walker appends to:
 a column's values, the offsets of an array, the branch numbers of a union. A nullable struct, and
 each branch of a union, is stored compactly: its slots hold the cells that exist, no more.
 """
@@ -14,28 +14,32 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 
-from headrace.schemas.avro import AvroType
+from headrace.schemas.avro import MAX_DEPTH, AvroType
+from headrace.schemas.walker import (
+    BOOLEAN,
+    BYTES,
+    DECIMAL,
+    DOUBLE,
+    END,
+    FIXED,
+    FLOAT,
+    INT,
+    JUMP,
+    LONG,
+    MAX_REPEATS,
+    NEXT,
+    NULL,
+    NULLABLE,
+    OPERANDS,
+    OPTION,
+    REPEAT,
+    STRING,
+    UNION,
+    UUID,
+)
 
-END: Final = 0
-BOOLEAN: Final = 1  # slot
-INT: Final = 2  # slot, least, greatest
-LONG: Final = 3  # slot, least, greatest
-FLOAT: Final = 4  # slot
-DOUBLE: Final = 5  # slot
-STRING: Final = 6  # slot
-BYTES: Final = 7  # slot, size (-1: a length precedes)
-FIXED: Final = 8  # slot, size
-UUID: Final = 9  # slot
-DECIMAL: Final = 10  # slot, size (-1: a length precedes), limbs, first constant of the bound
-NULL: Final = 11  # slot
-NULLABLE: Final = 12  # slot, null branch, pc after the value, bytes of a cell, their unit
-OPTION: Final = 13  # slot, null branch, pc after the value
-UNION: Final = 14  # slot, branches, first constant of the jump table
-JUMP: Final = 15  # pc
-REPEAT: Final = 16  # depth
-NEXT: Final = 17  # slot, pc after the last item, depth, least bytes of an item, bytes if null
+assert MAX_DEPTH < MAX_REPEATS
 
-OPERANDS: Final = 6
 # Beyond this a fixed type is stored as variable bytes, so that a null costs no more than an offset.
 MAX_INLINE_FIXED: Final = 64
 _INT_BOUND: Final = 1 << 31
@@ -75,7 +79,7 @@ def arrow_type(kind: AvroType) -> pa.DataType:  # noqa: PLR0911 - one line per k
     if kind.logical in _TEMPORAL:
         return _TEMPORAL[kind.logical]
     if kind.logical == "decimal":
-        make = pa.decimal128 if kind.precision <= 38 else pa.decimal256  # noqa: PLR2004
+        make = pa.decimal128 if kind.precision <= 38 else pa.decimal256
         return make(kind.precision, kind.scale)
     if kind.kind == "fixed":
         return pa.binary(kind.size) if 0 < kind.size <= MAX_INLINE_FIXED else pa.binary()
@@ -129,8 +133,8 @@ class Column:
 class Program:
     """A compiled schema.
 
-    Shape: ``ops`` (instructions, 6); ``widths`` (slots,) bytes of a cell in the slot's main stream,
-    written in units of ``units`` (slots,) bytes; ``variable`` (slots,) whether the slot has a data
+    Shape: ``ops`` (instructions, 6); ``widths`` (slots,) bytes of a cell in the slot's main stream;
+    ``variable`` (slots,) whether the slot has a data
     stream; ``nullable`` (slots,) whether a validity stream.
     ``flat``: no arrays or maps, so no slot ever has more cells than there are records.
     """
@@ -138,14 +142,12 @@ class Program:
     ops: np.ndarray
     constants: np.ndarray
     widths: np.ndarray
-    units: np.ndarray
     variable: np.ndarray
     nullable: np.ndarray
     paths: tuple[str, ...]
     columns: tuple[Column, ...]
     schema: pa.Schema
     flat: bool
-    depth: int
 
 
 def compile_record(record: AvroType) -> Program:
@@ -157,14 +159,12 @@ def compile_record(record: AvroType) -> Program:
         ops=np.array(compiler.ops, dtype=np.int64),
         constants=np.array(compiler.constants or [0], dtype=np.int64),
         widths=np.array(compiler.widths, dtype=np.int64),
-        units=np.array(compiler.units, dtype=np.int64),
         variable=np.array(compiler.variable, dtype=np.bool_),
         nullable=np.array(compiler.nullable, dtype=np.bool_),
         paths=tuple(compiler.paths),
         columns=columns,
         schema=arrow_schema(record),
         flat=compiler.depth_max == 0,
-        depth=compiler.depth_max,
     )
 
 
@@ -174,7 +174,6 @@ class _Compiler:
         self.paths: list[str] = []
         self.constants: list[int] = []
         self.widths: list[int] = []
-        self.units: list[int] = []
         self.variable: list[bool] = []
         self.nullable: list[bool] = []
         self.depth = 0
@@ -185,9 +184,8 @@ class _Compiler:
         self.paths.append(path)
         return len(self.ops) - 1
 
-    def slot(self, width: int, unit: int, *, variable: bool = False, nullable: bool = False) -> int:
+    def slot(self, width: int, *, variable: bool = False, nullable: bool = False) -> int:
         self.widths.append(width)
-        self.units.append(unit)
         self.variable.append(variable)
         self.nullable.append(nullable)
         return len(self.widths) - 1
@@ -207,7 +205,7 @@ class _Compiler:
         if value is None:
             return self._tagged(kind, path)
         if value.kind in {"record", "array", "map", "null"}:
-            slot = self.slot(1, 1)
+            slot = self.slot(1)
             at = self.op(path, OPTION, slot, kind.null_branch)
             child = self.emit(value, path)
             self.ops[at][3] = len(self.ops)
@@ -215,7 +213,7 @@ class _Compiler:
         return self._leaf(value, path, kind.null_branch)
 
     def _tagged(self, kind: AvroType, path: str) -> Column:
-        slot = self.slot(1, 1)
+        slot = self.slot(1)
         table = len(self.constants)
         self.constants.extend([0] * len(kind.branches))
         self.op(path, UNION, slot, len(kind.branches), table)
@@ -225,12 +223,12 @@ class _Compiler:
             children.append(self.emit(branch, path))
             exits.append(self.op(path, JUMP))
         for at in exits:
-            self.ops[at][1] = len(self.ops)
+            self.ops[at][2] = len(self.ops)
         return Column("union", arrow_type(kind), slot, False, (), tuple(children))
 
     def _repeated(self, kind: AvroType, path: str) -> Column:
-        slot = self.slot(4, 4, variable=True)
-        self.op(path, REPEAT, self.depth)
+        slot = self.slot(4, variable=True)
+        self.op(path, REPEAT, 0, 0, self.depth)
         least = kind.element.min_bytes + (kind.kind == "map")
         head = self.op(path, NEXT, slot, 0, self.depth, least, _null_bytes(kind.element))
         self.depth += 1
@@ -241,7 +239,7 @@ class _Compiler:
             children = (self._leaf(text, f"{path}{{key}}", -1),)
         children = (*children, self.emit(kind.element, f"{path}[]"))
         self.depth -= 1
-        self.op(path, JUMP, head)
+        self.op(path, JUMP, 0, head)
         self.ops[head][2] = len(self.ops)
         layout = "list" if kind.kind == "array" else "map"
         return Column(layout, arrow_type(kind), slot, False, (), children)
@@ -250,18 +248,17 @@ class _Compiler:
         """Emit a value without children; with ``null_branch`` >= 0 the null shares its slot."""
         operation, layout, width, operands = self._leaf_code(kind)
         nullable = null_branch >= 0
-        unit = 1 if operation == FIXED else min(width, 8)
-        slot = self.slot(width, unit, variable=layout == "variable", nullable=nullable)
+        slot = self.slot(width, variable=layout == "variable", nullable=nullable)
         if nullable:
             cell = 0 if layout == "variable" else width
-            self.op(path, NULLABLE, slot, null_branch, len(self.ops) + 2, cell, unit)
+            self.op(path, NULLABLE, slot, null_branch, len(self.ops) + 2, cell)
         self.op(path, operation, slot, *operands)
         return Column(layout, arrow_type(kind), slot, nullable, kind.symbols, ())
 
-    def _leaf_code(self, kind: AvroType) -> tuple[int, str, int, tuple[int, ...]]:  # noqa: PLR0911
+    def _leaf_code(self, kind: AvroType) -> tuple[int, str, int, tuple[int, ...]]:
         """Return operation, layout, bytes of a cell and the operands after the slot."""
         if kind.logical == "decimal":
-            limbs = 2 if kind.precision <= 38 else 4  # noqa: PLR2004 - Arrow's own limit.
+            limbs = 2 if kind.precision <= 38 else 4
             size = kind.size if kind.kind == "fixed" else -1
             return DECIMAL, "values", 8 * limbs, (size, limbs, self._bound(10**kind.precision))
         if kind.kind == "fixed":

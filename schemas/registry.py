@@ -181,7 +181,7 @@ class SchemaRegistry:
             return []
         return [str(message) for message in answer.get("messages") or ["not compatible"]]
 
-    def _ask(self, method: str, path: str, about: str, body: dict[str, str] | None = None) -> Any:  # noqa: ANN401 - any JSON; the callers check it.
+    def _ask(self, method: str, path: str, about: str, body: dict[str, str] | None = None) -> Any:
         try:
             response = self._client.request(method, path, json=body)
         except httpx.HTTPError as error:
@@ -224,19 +224,19 @@ def _refusal(response: httpx.Response, about: str, url: str) -> SchemaError:
     return SchemaError(explain("schema registry", "accept the request", message, about))
 
 
-def _require_avro(answer: Any, about: str, url: str) -> None:  # noqa: ANN401 - any JSON.
+def _require_avro(answer: Any, about: str, url: str) -> None:
     kind = answer.get("schemaType", _AVRO) if isinstance(answer, dict) else _AVRO
     if kind != _AVRO:
         raise UnknownSchemaError(explain(about, "be an Avro schema", kind, url))
 
 
-def _text(answer: Any, key: str, url: str) -> str:  # noqa: ANN401 - any JSON.
+def _text(answer: Any, key: str, url: str) -> str:
     if isinstance(answer, dict) and isinstance(answer.get(key), str):
         return str(answer[key])
     raise _strange(url, answer)
 
 
-def _number(answer: Any, key: str, url: str) -> int:  # noqa: ANN401 - any JSON.
+def _number(answer: Any, key: str, url: str) -> int:
     if isinstance(answer, dict) and isinstance(answer.get(key), int):
         return int(answer[key])
     raise _strange(url, answer)

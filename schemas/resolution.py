@@ -17,7 +17,6 @@ from headrace.schemas.compatibility import same_name, written_field
 from headrace.schemas.program import arrow_schema, arrow_type
 from headrace.schemas.resolver import shaped_default
 
-
 _RAW: Final = {
     "int": pa.int32(),
     "long": pa.int64(),

@@ -54,7 +54,7 @@ def compile_reader(writer: AvroType, reader: AvroType) -> Reader:
     return _converted(_plain(writer), _promotion(writer, reader), finish(reader))
 
 
-def shaped_default(kind: AvroType, default: Any) -> Any:  # noqa: ANN401 - any JSON, any value.
+def shaped_default(kind: AvroType, default: Any) -> Any:
     """Return a JSON default as the value that a compiled reader would give."""
     if kind.kind == "union":
         value = shaped_default(kind.branches[0], default)
@@ -116,7 +116,7 @@ def _uuid(raw: str) -> str:
     return raw
 
 
-def _same(raw: Any) -> Any:  # noqa: ANN401 - any raw value.
+def _same(raw: Any) -> Any:
     return raw
 
 
@@ -277,7 +277,7 @@ def _long(payload: bytes, position: int) -> tuple[int, int]:
         byte = payload[position]
         position += 1
         value |= (byte & 127) << shift
-        if byte < 128:  # noqa: PLR2004 - the continuation bit.
+        if byte < 128:
             return (value >> 1) ^ -(value & 1), position
         shift += 7
 

@@ -13,7 +13,32 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from headrace.schemas import program as code
+from headrace.schemas.memory import load8, load64, store8, store32, store64
+
+# The operations, and the operands behind each. They stand here because numba's cache looks at this
+# file alone: a number that changed elsewhere would meet code compiled with the old one.
+END: Final = 0
+BOOLEAN: Final = 1  # slot
+INT: Final = 2  # slot, least, greatest
+LONG: Final = 3  # slot, least, greatest
+FLOAT: Final = 4  # slot
+DOUBLE: Final = 5  # slot
+STRING: Final = 6  # slot
+BYTES: Final = 7  # slot, size (-1: a length precedes)
+FIXED: Final = 8  # slot, size
+UUID: Final = 9  # slot
+DECIMAL: Final = 10  # slot, size (-1: a length precedes), limbs, first constant of the bound
+NULL: Final = 11  # slot
+NULLABLE: Final = 12  # slot, null branch, pc after the value, bytes of a cell (0: variable)
+OPTION: Final = 13  # slot, null branch, pc after the value
+UNION: Final = 14  # slot, branches, first constant of the jump table
+JUMP: Final = 15  # 0, pc
+REPEAT: Final = 16  # 0, 0, depth
+NEXT: Final = 17  # slot, pc after the last item, depth, least bytes of an item, bytes if null
+
+OPERANDS: Final = 6
+# Arrays and maps inside each other: the parser refuses what is deeper.
+MAX_REPEATS: Final = 40
 
 OK: Final = 0
 TRUNCATED: Final = 1
@@ -28,81 +53,87 @@ MAX_ITEMS: Final = 1 << 24
 EXPANSION: Final = 64
 EXPANSION_START: Final = 1 << 16
 
-_BOOLEAN, _INT, _LONG, _FLOAT, _DOUBLE = code.BOOLEAN, code.INT, code.LONG, code.FLOAT, code.DOUBLE
-_STRING, _BYTES, _FIXED, _UUID, _DECIMAL = (
-    code.STRING,
-    code.BYTES,
-    code.FIXED,
-    code.UUID,
-    code.DECIMAL,
-)
-_NULL, _NULLABLE, _OPTION, _UNION = code.NULL, code.NULLABLE, code.OPTION, code.UNION
-_JUMP, _REPEAT, _NEXT = code.JUMP, code.REPEAT, code.NEXT
+# An instruction and a slot are rows of int64; these are the byte offsets of their columns.
+_SLOT, _B, _C, _D, _E, OP_BYTES = 8, 16, 24, 32, 40, 48
+# Where a slot's streams begin (addresses), its cells so far, its items or data bytes so far.
+VALIDITY, MAIN, DATA, CELLS, FILLED, SLOT_COLUMNS = 0, 1, 2, 3, 4, 5
+_VALIDITY, _MAIN, _DATA, _CELLS, _FILLED, SLOT_BYTES = 0, 8, 16, 24, 32, 40
+# A frame per depth of arrays and maps: items left in the block, where the block must end, or 0.
+_LEFT, _BLOCK_END, FRAME_BYTES = 0, 8, 16
+
 _SIGN: Final = -(1 << 63)
 _LOW63: Final = (1 << 63) - 1
-_MAX_VARINT: Final = 10
+_HIGH_BITS: Final = -0x7F7F7F7F7F7F7F80  # 0x80 in each of eight bytes.
+_LAST_SHIFT: Final = 63
+
+_kernel = njit(cache=True, nogil=True)
 
 
-@njit(cache=True, nogil=True)
-def read_varint(payload, position, end):  # type: ignore[no-untyped-def]
-    """Return (value, next position); the position is -1 if truncated, -2 if overlong."""
-    value = np.int64(0)
-    for index in range(_MAX_VARINT):
+@_kernel
+def read_varint(position, end):
+    """Return (value, next position); the position is minus a verdict if there is none."""
+    if position >= end:
+        return 0, -TRUNCATED
+    byte = load8(position)
+    position += 1
+    value = byte & 127
+    shift = 7
+    while byte >= 128:
         if position >= end:
-            return value, -1
-        byte = np.int64(payload[position])
+            return 0, -TRUNCATED
+        byte = load8(position)
         position += 1
-        if index == _MAX_VARINT - 1 and byte > 1:
-            return value, -2
-        value |= (byte & 127) << (7 * index)
-        if byte < 128:  # noqa: PLR2004 - the continuation bit.
-            return ((value >> 1) & _LOW63) ^ -(value & 1), position
-    return value, -2
+        # The tenth byte holds the last bit of 64.
+        if shift == _LAST_SHIFT and byte > 1:
+            return 0, -INVALID
+        value |= (byte & 127) << shift
+        shift += 7
+    return ((value >> 1) & _LOW63) ^ -(value & 1), position
 
 
-@njit(cache=True, nogil=True)
-def is_utf8(payload, position, end):  # type: ignore[no-untyped-def]
+@_kernel
+def is_utf8(position, end):
     """Return whether the bytes are UTF-8 as the standard has it: no overlong form, no surrogate."""
     while position < end:
-        lead = np.int64(payload[position])
+        lead = load8(position)
         position += 1
         if lead < 0x80:
             continue
-        least, most = np.int64(0x80), np.int64(0xBF)
+        least, most = 0x80, 0xBF
         if 0xC2 <= lead <= 0xDF:
             more = 1
         elif 0xE0 <= lead <= 0xEF:
             more = 2
             if lead == 0xE0:
-                least = np.int64(0xA0)
+                least = 0xA0
             elif lead == 0xED:
-                most = np.int64(0x9F)
+                most = 0x9F
         elif 0xF0 <= lead <= 0xF4:
             more = 3
             if lead == 0xF0:
-                least = np.int64(0x90)
+                least = 0x90
             elif lead == 0xF4:
-                most = np.int64(0x8F)
+                most = 0x8F
         else:
             return False
         if position + more > end:
             return False
         for index in range(more):
-            byte = np.int64(payload[position + index])
+            byte = load8(position + index)
             if byte < least or byte > most:
                 return False
-            least, most = np.int64(0x80), np.int64(0xBF)
+            least, most = 0x80, 0xBF
         position += more
     return True
 
 
-@njit(cache=True, nogil=True)
-def is_uuid(payload, position, end):  # type: ignore[no-untyped-def]
+@_kernel
+def is_uuid(position, end):
     """Return whether the bytes are a UUID of the RFC 4122 form, 36 characters."""
     if end - position != 36:
         return False
     for index in range(36):
-        byte = payload[position + index]
+        byte = load8(position + index)
         if index in (8, 13, 18, 23):
             if byte != 0x2D:
                 return False
@@ -111,300 +142,353 @@ def is_uuid(payload, position, end):  # type: ignore[no-untyped-def]
     return True
 
 
-@njit(cache=True, nogil=True)
-def read_decimal(payload, position, size, limbs, constants, bound, out, base):  # type: ignore[no-untyped-def]
-    """Write a big-endian two's complement number as limbs, lowest first; False if out of range.
+@_kernel
+def copy_bytes(position, length, limit, target):
+    """Copy bytes in words; may write up to seven more behind them. True if all are below 128."""
+    high = 0
+    offset = 0
+    if position + length + 8 <= limit:
+        while offset < length:
+            word = load64(position + offset)
+            store64(target + offset, word)
+            left = length - offset
+            if left < 8:
+                word &= (1 << (8 * left)) - 1
+            high |= word
+            offset += 8
+        return (high & _HIGH_BITS) == 0
+    while offset < length:
+        byte = load8(position + offset)
+        store8(target + offset, byte)
+        high |= byte
+        offset += 1
+    return high < 128
 
-    ``constants[bound : bound + 4]`` holds 10**precision: the magnitude must stay below it.
+
+@_kernel
+def walk_integer(position, end, op, slot, write):
+    """Walk an int, long, date, time, timestamp or enum; return the next position."""
+    value, position = read_varint(position, end)
+    if position < 0:
+        return position
+    if value < load64(op + _B) or value > load64(op + _C):
+        return -INVALID
+    cell = load64(slot + _CELLS)
+    if write:
+        if load64(op) == LONG:
+            store64(load64(slot + _MAIN) + 8 * cell, value)
+        else:
+            store32(load64(slot + _MAIN) + 4 * cell, value)
+    store64(slot + _CELLS, cell + 1)
+    return position
+
+
+@_kernel
+def walk_bytes(position, end, limit, op, slot, write):
+    """Walk a string, uuid, bytes or large fixed; return the next position."""
+    operation = load64(op)
+    length = load64(op + _B) if operation == BYTES else -1
+    if length < 0:
+        length, position = read_varint(position, end)
+        if position < 0:
+            return position
+        if length < 0:
+            return -INVALID
+    if length > end - position:
+        return -TRUNCATED
+    following = position + length
+    filled = load64(slot + _FILLED)
+    cell = load64(slot + _CELLS)
+    ascii_only = False
+    if write:
+        ascii_only = copy_bytes(position, length, limit, load64(slot + _DATA) + filled)
+        store32(load64(slot + _MAIN) + 4 * cell + 4, filled + length)
+    if operation == STRING:
+        if not ascii_only and not is_utf8(position, following):
+            return -INVALID_UTF8
+    elif operation == UUID and not is_uuid(position, following):
+        return -INVALID
+    store64(slot + _FILLED, filled + length)
+    store64(slot + _CELLS, cell + 1)
+    return following
+
+
+@_kernel
+def walk_fixed(position, end, slot, size, write):
+    """Walk a value of so many bytes that Arrow keeps as they are; return the next position."""
+    if size > end - position:
+        return -TRUNCATED
+    cell = load64(slot + _CELLS)
+    if write:
+        target = load64(slot + _MAIN) + size * cell
+        for index in range(size):
+            store8(target + index, load8(position + index))
+    store64(slot + _CELLS, cell + 1)
+    return position + size
+
+
+@_kernel
+def walk_double(position, end, slot, write):
+    """Walk a double; return the next position."""
+    if end - position < 8:
+        return -TRUNCATED
+    cell = load64(slot + _CELLS)
+    if write:
+        store64(load64(slot + _MAIN) + 8 * cell, load64(position))
+    store64(slot + _CELLS, cell + 1)
+    return position + 8
+
+
+@_kernel
+def walk_boolean(position, end, slot, write):
+    """Walk a boolean; return the next position."""
+    if position >= end:
+        return -TRUNCATED
+    if load8(position) > 1:
+        return -INVALID
+    cell = load64(slot + _CELLS)
+    if write:
+        store8(load64(slot + _MAIN) + cell, load8(position))
+    store64(slot + _CELLS, cell + 1)
+    return position + 1
+
+
+@_kernel
+def walk_decimal(position, end, op, slot, constants, write):
+    """Walk a big-endian two's complement number; return the next position.
+
+    It becomes limbs, lowest first. The magnitude must stay below 10**precision, which stands in
+    four limbs among the constants.
     """
-    negative = size > 0 and payload[position] >= 128
-    fill = np.int64(-1) if negative else np.int64(0)
+    size, limbs = load64(op + _B), load64(op + _C)
+    bound = constants + 8 * load64(op + _D)
+    if size < 0:
+        size, position = read_varint(position, end)
+        if position < 0:
+            return position
+        if size < 0:
+            return -INVALID
+    if size > end - position:
+        return -TRUNCATED
+    negative = size > 0 and load8(position) >= 128
+    fill = 255 if negative else 0
     for index in range(size - 8 * limbs):
-        if np.int64(payload[position + index]) != (fill & 255):
-            return False
-    carry = np.int64(1)
-    verdict = 0
+        if load8(position + index) != fill:
+            return -INVALID
+    cell = load64(slot + _CELLS)
+    target = load64(slot + _MAIN) + 8 * limbs * cell
+    carry = negative
+    order = 0
+    word = 0
     for limb in range(limbs):
-        word = np.int64(0)
+        word = 0
         for index in range(8):
-            place = size - 1 - (8 * limb + index)
-            byte = np.int64(payload[position + place]) if place >= 0 else fill & 255
-            word |= byte << (8 * index)
-        out[base + limb] = word
+            place = size - 1 - 8 * limb - index
+            word |= (load8(position + place) if place >= 0 else fill) << (8 * index)
+        if write:
+            store64(target + 8 * limb, word)
+        magnitude = word
         if negative:
-            word = ~word + carry
-            carry = np.int64(1) if carry == 1 and word == 0 else np.int64(0)
-        limit = constants[bound + limb]
-        if word != limit:
-            verdict = -1 if (word ^ _SIGN) < (limit ^ _SIGN) else 1
-    top = out[base + limbs - 1]
-    return verdict < 0 and (top < 0) == negative
+            magnitude = ~word + (1 if carry else 0)
+            carry = carry and magnitude == 0
+        most = load64(bound + 8 * limb)
+        if magnitude != most:
+            order = -1 if (magnitude ^ _SIGN) < (most ^ _SIGN) else 1
+    if order >= 0 or (word < 0) != negative:
+        return -INVALID
+    store64(slot + _CELLS, cell + 1)
+    return position + size
 
 
-@njit(cache=True, nogil=True)
-def walk_record(  # type: ignore[no-untyped-def]
-    payload, start, end, ops, constants, bases, cells, data, u8, i32, i64, write, stack
-):
-    """Walk one record; return (verdict, pc, position).
+@_kernel
+def write_null(op, slot, cell):
+    """Write a null cell of a nullable value: defined bytes, so that equal batches are equal."""
+    store8(load64(slot + _VALIDITY) + cell, 0)
+    width = load64(op + _D)
+    main = load64(slot + _MAIN)
+    if width == 8:
+        store64(main + 8 * cell, 0)
+    elif width == 0:
+        store32(main + 4 * cell + 4, load64(slot + _FILLED))
+    else:
+        for index in range(width):
+            store8(main + width * cell + index, 0)
 
-    Shape: ``bases`` (slots, 3): where the slot's validity (bytes), main stream (in units of its
-    cell, bytes for odd widths) and data (bytes) begin in the arena that u8, i32 and i64 show.
-    """
+
+@_kernel
+def walk_branch(position, end, op, slot, pc, constants, write):
+    """Walk a union's branch number; return (next position, next pc)."""
+    operation = load64(op)
+    branch, position = read_varint(position, end)
+    if position < 0:
+        return position, pc
+    if branch < 0 or branch >= (load64(op + _B) if operation == UNION else 2):
+        return -INVALID, pc
+    cell = load64(slot + _CELLS)
+    if operation == UNION:
+        if write:
+            store8(load64(slot + _MAIN) + cell, branch)
+        store64(slot + _CELLS, cell + 1)
+        return position, load64(constants + 8 * (load64(op + _C) + branch))
+    null = branch == load64(op + _B)
+    if operation == NULLABLE:
+        if not null:
+            if write:
+                store8(load64(slot + _VALIDITY) + cell, 1)
+            return position, pc + 1
+        if write:
+            write_null(op, slot, cell)
+        store64(slot + _CELLS, cell + 1)
+        return position, load64(op + _C)
+    if write:
+        store8(load64(slot + _MAIN) + cell, 0 if null else 1)
+    store64(slot + _CELLS, cell + 1)
+    return position, (load64(op + _C) if null else pc + 1)
+
+
+@_kernel
+def walk_block(position, end, op, frame, allowance):
+    """Walk the head of a block of items; return (next position, allowance left)."""
+    block_end = load64(frame + _BLOCK_END)
+    if block_end != 0 and block_end != position:
+        return -INVALID, allowance
+    store64(frame + _BLOCK_END, 0)
+    count, position = read_varint(position, end)
+    if position < 0:
+        return position, allowance
+    if count < 0:
+        if count < -MAX_ITEMS:
+            return -TOO_MANY_ITEMS, allowance
+        count = -count
+        size, position = read_varint(position, end)
+        if position < 0:
+            return position, allowance
+        if size < 0:
+            return -INVALID, allowance
+        if size > end - position:
+            return -TRUNCATED, allowance
+        store64(frame + _BLOCK_END, position + size)
+    if count > MAX_ITEMS:
+        return -TOO_MANY_ITEMS, allowance
+    if count * load64(op + _D) > end - position:
+        return -TRUNCATED, allowance
+    allowance -= count * load64(op + _E)
+    if allowance < 0:
+        return -TOO_MANY_ITEMS, allowance
+    store64(frame + _LEFT, count)
+    return position, allowance
+
+
+@_kernel
+def walk_next(position, end, op, slot, pc, frame, allowance, write):
+    """Go to the next item of an array or map, or behind it; return (position, pc, allowance)."""
+    left = load64(frame + _LEFT)
+    if left == 0:
+        position, allowance = walk_block(position, end, op, frame, allowance)
+        if position < 0:
+            return position, pc, allowance
+        left = load64(frame + _LEFT)
+        if left == 0:
+            cell = load64(slot + _CELLS)
+            if write:
+                store32(load64(slot + _MAIN) + 4 * cell + 4, load64(slot + _FILLED))
+            store64(slot + _CELLS, cell + 1)
+            return position, load64(op + _B), allowance
+    store64(frame + _LEFT, left - 1)
+    store64(slot + _FILLED, load64(slot + _FILLED) + 1)
+    return position, pc + 1, allowance
+
+
+@_kernel
+def walk_value(position, end, limit, op, slot, constants, write):
+    """Walk a value that has no parts; return the next position."""
+    operation = load64(op)
+    if operation in (LONG, INT):
+        return walk_integer(position, end, op, slot, write)
+    if operation in (STRING, BYTES, UUID):
+        return walk_bytes(position, end, limit, op, slot, write)
+    if operation == DOUBLE:
+        return walk_double(position, end, slot, write)
+    if operation == BOOLEAN:
+        return walk_boolean(position, end, slot, write)
+    if operation == FLOAT:
+        return walk_fixed(position, end, slot, 4, write)
+    if operation == FIXED:
+        return walk_fixed(position, end, slot, load64(op + _B), write)
+    if operation == DECIMAL:
+        return walk_decimal(position, end, op, slot, constants, write)
+    store64(slot + _CELLS, load64(slot + _CELLS) + 1)
+    return position
+
+
+@_kernel
+def walk_record(start, end, limit, ops, constants, slots, frames, write):
+    """Walk one record; return (verdict, pc, position) of where it ended or failed."""
     pc = 0
     position = start
-    expanded = np.int64(0)
+    allowance = EXPANSION_START + EXPANSION * (end - start)
     while True:
-        operation = ops[pc, 0]
-        slot = ops[pc, 1]
-        if operation == _LONG or operation == _INT:
-            value, following = read_varint(payload, position, end)
-            if following < 0:
-                return (TRUNCATED if following == -1 else INVALID), pc, position
-            if value < ops[pc, 2] or value > ops[pc, 3]:
-                return INVALID, pc, position
-            position = following
-            if write:
-                if operation == _LONG:
-                    i64[bases[slot, 1] + cells[slot]] = value
-                else:
-                    i32[bases[slot, 1] + cells[slot]] = value
-            cells[slot] += 1
-            pc += 1
-        elif operation == _STRING or operation == _BYTES or operation == _UUID:
-            if operation == _BYTES and ops[pc, 2] >= 0:
-                length, following = ops[pc, 2], position
-            else:
-                length, following = read_varint(payload, position, end)
-                if following < 0:
-                    return (TRUNCATED if following == -1 else INVALID), pc, position
-                if length < 0:
-                    return INVALID, pc, position
-            if length > end - following:
-                return TRUNCATED, pc, position
-            position = following
-            high = np.uint8(0)
-            if write:
-                base = bases[slot, 2] + data[slot]
-                for index in range(length):
-                    byte = payload[position + index]
-                    u8[base + index] = byte
-                    high |= byte
-                i32[bases[slot, 1] + cells[slot] + 1] = data[slot] + length
-            else:
-                for index in range(length):
-                    high |= payload[position + index]
-            if operation == _STRING:
-                if high >= 128 and not is_utf8(payload, position, position + length):
-                    return INVALID_UTF8, pc, position
-            elif operation == _UUID and not is_uuid(payload, position, position + length):
-                return INVALID, pc, position
-            data[slot] += length
-            cells[slot] += 1
-            position += length
-            pc += 1
-        elif operation == _DOUBLE:
-            if end - position < 8:
-                return TRUNCATED, pc, position
-            if write:
-                word = np.int64(0)
-                for index in range(8):
-                    word |= np.int64(payload[position + index]) << (8 * index)
-                i64[bases[slot, 1] + cells[slot]] = word
-            cells[slot] += 1
-            position += 8
-            pc += 1
-        elif operation == _NULLABLE:
-            branch, following = read_varint(payload, position, end)
-            if following < 0:
-                return (TRUNCATED if following == -1 else INVALID), pc, position
-            if branch < 0 or branch > 1:
-                return INVALID, pc, position
-            position = following
-            cell = cells[slot]
-            if branch != ops[pc, 2]:
-                if write:
-                    u8[bases[slot, 0] + cell] = 1
-                pc += 1
-                continue
-            if write:
-                u8[bases[slot, 0] + cell] = 0
-                width, unit = ops[pc, 4], ops[pc, 5]
-                if width == 0:
-                    i32[bases[slot, 1] + cell + 1] = data[slot]
-                elif unit == 8:
-                    for index in range(width // 8):
-                        i64[bases[slot, 1] + cell * (width // 8) + index] = 0
-                elif unit == 4:
-                    i32[bases[slot, 1] + cell] = 0
-                else:
-                    for index in range(width):
-                        u8[bases[slot, 1] + cell * width + index] = 0
-            cells[slot] += 1
-            pc = ops[pc, 3]
-        elif operation == _BOOLEAN:
-            if position >= end:
-                return TRUNCATED, pc, position
-            if payload[position] > 1:
-                return INVALID, pc, position
-            if write:
-                u8[bases[slot, 1] + cells[slot]] = payload[position]
-            cells[slot] += 1
-            position += 1
-            pc += 1
-        elif operation == _FLOAT:
-            if end - position < 4:
-                return TRUNCATED, pc, position
-            if write:
-                word = np.int64(0)
-                for index in range(4):
-                    word |= np.int64(payload[position + index]) << (8 * index)
-                i32[bases[slot, 1] + cells[slot]] = word
-            cells[slot] += 1
-            position += 4
-            pc += 1
-        elif operation == _FIXED:
-            size = ops[pc, 2]
-            if end - position < size:
-                return TRUNCATED, pc, position
-            if write:
-                base = bases[slot, 1] + cells[slot] * size
-                for index in range(size):
-                    u8[base + index] = payload[position + index]
-            cells[slot] += 1
-            position += size
-            pc += 1
-        elif operation == _DECIMAL:
-            size = ops[pc, 2]
-            if size < 0:
-                size, following = read_varint(payload, position, end)
-                if following < 0:
-                    return (TRUNCATED if following == -1 else INVALID), pc, position
-                if size < 0:
-                    return INVALID, pc, position
-                position = following
-            if size > end - position:
-                return TRUNCATED, pc, position
-            limbs = ops[pc, 3]
-            out = i64 if write else stack[0]
-            base = bases[slot, 1] + cells[slot] * limbs if write else 0
-            if not read_decimal(payload, position, size, limbs, constants, ops[pc, 4], out, base):
-                return INVALID, pc, position
-            cells[slot] += 1
-            position += size
-            pc += 1
-        elif operation == _NEXT:
-            depth = ops[pc, 3]
-            if stack[1, depth] == 0:
-                if stack[2, depth] >= 0 and stack[2, depth] != position:
-                    return INVALID, pc, position
-                count, following = read_varint(payload, position, end)
-                if following < 0:
-                    return (TRUNCATED if following == -1 else INVALID), pc, position
-                stack[2, depth] = -1
-                if count == _SIGN:
-                    return INVALID, pc, position
-                if count < 0:
-                    count = -count
-                    size, following = read_varint(payload, following, end)
-                    if following < 0:
-                        return (TRUNCATED if following == -1 else INVALID), pc, position
-                    if size < 0:
-                        return INVALID, pc, position
-                    if count <= MAX_ITEMS and size > end - following:
-                        return TRUNCATED, pc, position
-                    stack[2, depth] = following + size
-                if count > MAX_ITEMS:
-                    return TOO_MANY_ITEMS, pc, position
-                if count * ops[pc, 4] > end - following:
-                    return TRUNCATED, pc, position
-                expanded += count * ops[pc, 5]
-                if expanded > EXPANSION_START + EXPANSION * (end - start):
-                    return TOO_MANY_ITEMS, pc, position
-                position = following
-                if count == 0:
-                    if write:
-                        i32[bases[slot, 1] + cells[slot] + 1] = data[slot]
-                    cells[slot] += 1
-                    pc = ops[pc, 2]
-                    continue
-                stack[1, depth] = count
-            stack[1, depth] -= 1
-            data[slot] += 1
-            pc += 1
-        elif operation == _REPEAT:
-            stack[1, ops[pc, 1]] = 0
-            stack[2, ops[pc, 1]] = -1
-            pc += 1
-        elif operation == _JUMP:
-            pc = ops[pc, 1]
-        elif operation == _OPTION or operation == _UNION:
-            branch, following = read_varint(payload, position, end)
-            if following < 0:
-                return (TRUNCATED if following == -1 else INVALID), pc, position
-            if branch < 0 or branch >= (2 if operation == _OPTION else ops[pc, 2]):
-                return INVALID, pc, position
-            position = following
-            cell = bases[slot, 1] + cells[slot]
-            cells[slot] += 1
-            if operation == _UNION:
-                if write:
-                    u8[cell] = branch
-                pc = constants[ops[pc, 3] + branch]
-            elif branch == ops[pc, 2]:
-                if write:
-                    u8[cell] = 0
-                pc = ops[pc, 3]
-            else:
-                if write:
-                    u8[cell] = 1
-                pc += 1
-        elif operation == _NULL:
-            cells[slot] += 1
-            pc += 1
+        op = ops + OP_BYTES * pc
+        operation = load64(op)
+        slot = slots + SLOT_BYTES * load64(op + _SLOT)
+        begin = position
+        following = pc + 1
+        if operation < NULLABLE:
+            if operation == END:
+                return (OK if position == end else TRAILING_BYTES), pc, position
+            position = walk_value(position, end, limit, op, slot, constants, write)
+        elif operation <= UNION:
+            position, following = walk_branch(position, end, op, slot, pc, constants, write)
+        elif operation == JUMP:
+            following = load64(op + _B)
         else:
-            return (OK if position == end else TRAILING_BYTES), pc, position
+            frame = frames + FRAME_BYTES * load64(op + _C)
+            if operation == REPEAT:
+                store64(frame + _LEFT, 0)
+                store64(frame + _BLOCK_END, 0)
+            else:
+                position, following, allowance = walk_next(
+                    position, end, op, slot, pc, frame, allowance, write
+                )
+        if position < 0:
+            return -position, pc, begin
+        pc = following
 
 
-@njit(cache=True, nogil=True)
-def walk(  # type: ignore[no-untyped-def]
-    payload, starts, ends, ops, constants, bases, cells, data, u8, i32, i64, write, verdicts, places
-):
-    """Walk all records; return how many are good. ``cells`` and ``data`` are the slots' cursors.
+@_kernel
+def walk(payload, starts, ends, ops, constants, slots, write, verdicts, places):
+    """Walk all records; return how many are good.
 
     Without ``write`` only the cursors move: that is how the size of nested columns is found.
 
-    Shape: ``verdicts`` (records,), ``places`` (records, 2): pc and byte of the refusal.
+    Shape: ``payload`` uint8; ``starts``, ``ends`` (records,) int64 positions in it; ``ops`` and
+    ``constants`` as in ``program.Program``; ``slots`` (slots, SLOT_COLUMNS) int64; ``verdicts``
+    (records,); ``places`` (records, 2): pc and byte of a refusal. All C-contiguous.
     """
-    stack = np.zeros((3, 64), dtype=np.int64)
-    saved_cells = cells.copy()
-    saved_data = data.copy()
+    frames = np.zeros((MAX_REPEATS, 2), dtype=np.int64)
+    base = payload.ctypes.data
+    saved = slots.copy()
     good = 0
     for row in range(len(starts)):
+        start = base + starts[row]
         verdict, pc, position = walk_record(
-            payload,
-            starts[row],
-            ends[row],
-            ops,
-            constants,
-            bases,
-            cells,
-            data,
-            u8,
-            i32,
-            i64,
+            start,
+            base + ends[row],
+            base + len(payload),
+            ops.ctypes.data,
+            constants.ctypes.data,
+            slots.ctypes.data,
+            frames.ctypes.data,
             write,
-            stack,
         )
         verdicts[row] = verdict
         if verdict == OK:
             good += 1
-            for slot in range(len(cells)):
-                saved_cells[slot] = cells[slot]
-                saved_data[slot] = data[slot]
+            for slot in range(len(slots)):
+                saved[slot, CELLS] = slots[slot, CELLS]
+                saved[slot, FILLED] = slots[slot, FILLED]
         else:
             places[row, 0] = pc
-            places[row, 1] = position - starts[row]
-            for slot in range(len(cells)):
-                cells[slot] = saved_cells[slot]
-                data[slot] = saved_data[slot]
+            places[row, 1] = position - start
+            slots[:] = saved
     return good

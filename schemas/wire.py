@@ -78,7 +78,7 @@ class WireDecoder:
         rejected.sort(key=lambda one: one.index)
         return Decoded(decoded.batch, decoded.rows, rejected)
 
-    def _decode_group(  # noqa: PLR0913 - the batch's columns.
+    def _decode_group(
         self,
         buffer: bytes,
         starts: np.ndarray,

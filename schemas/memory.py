@@ -1,0 +1,59 @@
+"""Loads and stores at addresses, for kernels. Nothing is checked: the kernel proves its bounds.
+
+Why addresses and not arrays: numba counts references to each array that a function is given, which
+made the walker four times slower than what it does. Little-endian, as every machine numba runs on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+_INT64: Final = ir.IntType(64)
+
+
+def _pointer(builder: Any, address: Any, bits: int) -> Any:
+    return builder.inttoptr(address, ir.IntType(bits).as_pointer())
+
+
+@intrinsic
+def load8(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - numba's protocol.
+    """Return the byte at the address, 0 to 255."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.zext(builder.load(_pointer(builder, arguments[0], 8), align=1), _INT64)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def load64(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - numba's protocol.
+    """Return the eight bytes from the address as an int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.load(_pointer(builder, arguments[0], 64), align=1)
+
+    return types.int64(types.int64), generate
+
+
+def _store(bits: int) -> Any:
+    def typed(typing_context: Any, address: Any, value: Any) -> Any:  # noqa: ARG001
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+            value = arguments[1]
+            if bits != _INT64.width:
+                value = builder.trunc(value, ir.IntType(bits))
+            builder.store(value, _pointer(builder, arguments[0], bits), align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), generate
+
+    return intrinsic(typed)
+
+
+# Each writes the low bits of an int64 at the address.
+store8: Final = _store(8)
+store32: Final = _store(32)
+store64: Final = _store(64)
