@@ -48,6 +48,11 @@ class Environment:
             raise NotAppliedError(message)
         return self.plan.pipelines[names.index(name)]
 
+    def sources(self) -> list[SourcePlan]:
+        """Return the plan of each source that a pipeline reads, once."""
+        found = [source for pipeline in self.plan.pipelines for source in pipeline.sources]
+        return list({source.name: source for source in found}.values())
+
     def source(self, name: str) -> SourcePlan:
         """Return the plan of the source called ``name``, whichever pipeline reads it.
 
@@ -55,9 +60,7 @@ class Environment:
             NotAppliedError: If no pipeline reads such a source.
 
         """
-        sources = {
-            source.name: source for pipeline in self.plan.pipelines for source in pipeline.sources
-        }
+        sources = {source.name: source for source in self.sources()}
         if name not in sources:
             hint = f"known: {', '.join(sources)}"
             raise NotAppliedError(

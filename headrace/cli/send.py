@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from headrace.cli.options import Folder
+
 
 def send(
     data: Annotated[
@@ -27,7 +29,7 @@ def send(
         Literal["known_at", "first"],
         typer.Option(help="Sources that only update: each row when it became known, or all first."),
     ] = "known_at",
-    project: Annotated[Path, typer.Option(help="The project's folder.")] = Path(),
+    project: Folder = Path(),
 ) -> None:
     """Publish events to the topics of their sources."""
     from rich.console import Console

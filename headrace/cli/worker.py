@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from headrace.cli.options import Folder
+
 
 def worker(
     pipeline: Annotated[str | None, typer.Option(help="Which one, if there are several.")] = None,
@@ -21,7 +23,7 @@ def worker(
             "or take what it holds as emitted."
         ),
     ] = "stop",
-    project: Annotated[Path, typer.Option(help="The project's folder.")] = Path(),
+    project: Folder = Path(),
 ) -> None:
     """Compute features and scores from the stream."""
     from headrace.runtime.logging import configure
