@@ -118,13 +118,16 @@ hash_integers = entry(_make_hash_integers)
 
 @inner
 def _murmur2(data: np.ndarray, start: int, end: int) -> np.uint32:
-    """Return Kafka's 32-bit murmur2 (seed 0x9747b28c) of data[start:end]."""
+    """Return Kafka's 32-bit murmur2 (seed 0x9747b28c) of data[start:end].
+
+    numba widens uint32 arithmetic to 64 bits: each step is cut back by hand.
+    """
     length = end - start
     digest = np.uint32(0x9747B28C) ^ np.uint32(length)
     at = start
     while at + 4 <= end:
-        word = np.uint32(_word(data, at, 4)) * _M2
-        word = (word ^ (word >> np.uint32(24))) * _M2
+        word = np.uint32(np.uint32(_word(data, at, 4)) * _M2)
+        word = np.uint32((word ^ (word >> np.uint32(24))) * _M2)
         digest = np.uint32(np.uint32(digest * _M2) ^ word)
         at += 4
     rest = end - at
