@@ -249,15 +249,15 @@ def decode_manifest(raw: bytes, where: str) -> Manifest:
             framework=_text(data["framework"]["name"]),
             framework_version=_text(data["framework"]["version"]),
             sha256=_text(data["file"]["sha256"]),
-            size=int(data["file"]["size"]),
+            size=_whole(data["file"]["size"]),
             columns=tuple(
                 FeatureColumn(_text(f["name"]), _text(f["dtype"])) for f in data["features"]
             ),
             fingerprint=_text(data["fingerprint"]),
             training_set_id=_text(data["training_set_id"]),
-            created_at_ms=int(data["created_at_ms"]),
+            created_at_ms=_whole(data["created_at_ms"]),
             metrics={_text(k): float(v) for k, v in data["metrics"].items()},
-            parameters=dict(data["parameters"]),
+            parameters={_text(k): v for k, v in data["parameters"].items()},
             canary=_canary(data["canary"], len(data["features"])),
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
@@ -291,6 +291,13 @@ def _check_canary(manifest: Manifest, where: str) -> None:
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         message = f"a text is missing; got {value!r}"
+        raise ValueError(message)
+    return value
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or value < 0:
+        message = f"a whole number is missing; got {value!r}"
         raise ValueError(message)
     return value
 

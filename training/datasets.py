@@ -214,7 +214,8 @@ def _ranks(keys: pa.Array) -> np.ndarray:
     encoded = keys.dictionary_encode(null_encoding="encode")
     rank = np.empty(len(encoded.dictionary), np.int64)
     rank[np.asarray(pc.sort_indices(encoded.dictionary))] = np.arange(len(rank))
-    return rank[np.asarray(encoded.indices)]
+    ranks: np.ndarray = rank[np.asarray(encoded.indices)]
+    return ranks
 
 
 def _identify(plan: PipelinePlan, period: Period, *arrays: np.ndarray) -> str:

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from headrace.runtime.errors import explain
 from headrace.scoring.artefact import (
@@ -25,7 +26,7 @@ from headrace.scoring.artefact import (
 from headrace.scoring.errors import ArtefactError
 from headrace.training.errors import ModelRegistryError
 
-CHAMPION = "champion"
+CHAMPION: Literal["champion"] = "champion"
 _ALIASES = "aliases"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _ADD_TRIES = 100
