@@ -1,1 +1,1 @@
-"""What travels on topics: Avro schemas, the columnar codec, compatibility rules, registry client."""
+"""What travels on topics: Avro schemas, columnar codec, compatibility rules, registry client."""

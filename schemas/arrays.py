@@ -1,4 +1,4 @@
-"""From the values of the slow path, and of defaults, to the same Arrow arrays as the fast path's."""
+"""From the values of the slow path and of defaults to the Arrow arrays that the fast path makes."""
 
 from __future__ import annotations
 

@@ -169,7 +169,8 @@ def default_value(kind: AvroType, default: object) -> object:
         return {key: default_value(kind.element, item) for key, item in default.items()}
     value = _scalar_default(kind, default)
     if value is _MISFIT:
-        raise _refused(f"have a default that is a {kind.describe()}", default)
+        rule = f"have a default that is a {kind.describe()}"
+        raise _refused(rule, default)
     return value
 
 
@@ -177,7 +178,7 @@ _MISFIT: Final = object()
 _INTEGER_BITS: Final = {"int": 31, "long": 63}
 
 
-def _scalar_default(kind: AvroType, default: object) -> object:
+def _scalar_default(kind: AvroType, default: object) -> object:  # noqa: PLR0911 - one per kind.
     if kind.kind == "null":
         return None if default is None else _MISFIT
     if kind.kind == "boolean":
@@ -206,7 +207,8 @@ def _field_default(field: AvroField, given: dict[str, object]) -> object:
         return default_value(field.type, given[field.name])
     if field.has_default:
         return default_value(field.type, field.default)
-    raise _refused(f"give a default for field {field.name!r}", given)
+    rule = f"give a default for field {field.name!r}"
+    raise _refused(rule, given)
 
 
 class _Parser:
@@ -218,10 +220,12 @@ class _Parser:
 
     def parse(self, tree: Any, namespace: str, depth: int) -> AvroType:
         if depth > MAX_DEPTH:
-            raise _refused(f"nest at most {MAX_DEPTH} levels", f"more than {depth - 1}")
+            rule = f"nest at most {MAX_DEPTH} levels"
+            raise _refused(rule, depth)
         made = self._parse(tree, namespace, depth)
         if made.nodes > MAX_NODES:
-            raise _refused(f"have at most {MAX_NODES} nodes", made.nodes)
+            rule = f"have at most {MAX_NODES} nodes"
+            raise _refused(rule, made.nodes)
         return made
 
     def _parse(self, tree: Any, namespace: str, depth: int) -> AvroType:
@@ -254,7 +258,8 @@ class _Parser:
     def _union(self, tree: list[Any], namespace: str, depth: int) -> AvroType:
         branches = tuple(self.parse(branch, namespace, depth + 1) for branch in tree)
         if not branches or len(branches) > MAX_BRANCHES:
-            raise _refused(f"have unions of 1 to {MAX_BRANCHES} types", len(branches))
+            rule = f"have unions of 1 to {MAX_BRANCHES} types"
+            raise _refused(rule, len(branches))
         return AvroType(
             "union",
             1 + min(branch.min_bytes for branch in branches),

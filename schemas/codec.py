@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import pyarrow as pa
 
 from headrace.schemas import walker
 from headrace.schemas.arrays import batch_of
@@ -23,6 +22,8 @@ from headrace.schemas.resolver import Unfit, Unresolvable, compile_reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import pyarrow as pa
 
 __all__ = ["REASONS", "Decoded", "RecordEncoder", "Rejected", "SchemaDecoder"]
 

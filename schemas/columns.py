@@ -30,7 +30,7 @@ class Walked:
     ) -> None:
         assert len(payload) <= _MAX_BATCH_BYTES, "a batch must be cut by bytes before it comes here"
         self._program = program
-        self.verdicts = np.empty(len(starts), dtype=np.uint8)
+        self.verdicts = np.zeros(len(starts), dtype=np.uint8)
         self.places = np.zeros((len(starts), 2), dtype=np.int64)
         self._slots = np.zeros((len(program.widths), walker.SLOT_COLUMNS), dtype=np.int64)
         records = (payload, starts, ends)

@@ -68,7 +68,9 @@ def incompatibilities(new: str, old: str | Sequence[str], level: str) -> list[st
     return list(dict.fromkeys(problems))
 
 
-def unreadable(writer: AvroType, reader: AvroType, path: str = "") -> list[str]:
+def unreadable(  # noqa: PLR0911 - one return per rule of resolution.
+    writer: AvroType, reader: AvroType, path: str = ""
+) -> list[str]:
     """Return why some value of ``writer`` cannot be read as ``reader``; nothing if all can."""
     if writer.kind == "union":
         return [text for branch in writer.branches for text in unreadable(branch, reader, path)]
@@ -96,7 +98,7 @@ def same_name(writer: AvroType, reader: AvroType) -> bool:
 
 
 def written_field(writer: AvroType, field: AvroField) -> AvroField | None:
-    """Return the writer's field that a reader's field takes its value from, None for its default."""
+    """Return the writer's field that a reader's field is read from, None for its default."""
     written = {candidate.name: candidate for candidate in writer.fields}
     for name in (field.name, *field.aliases):
         if name in written:

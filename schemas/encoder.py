@@ -20,7 +20,7 @@ MAGIC: Final = 0
 
 
 class RecordEncoder:
-    """Encodes batches with one registered schema."""
+    """Encodes batches with one registered schema: ``schema`` as JSON, ``schema_id``."""
 
     def __init__(self, schema: str, schema_id: int) -> None:
         """Compile the schema.
@@ -29,7 +29,8 @@ class RecordEncoder:
             SchemaRefused: If the schema is not valid.
 
         """
-        self._schema = schema
+        self.schema = schema
+        self.schema_id = schema_id
         self._header = struct.pack(">bI", MAGIC, schema_id)
         self.arrow_schema: pa.Schema = arrow_schema(parse_record(schema))
 
@@ -50,5 +51,5 @@ class RecordEncoder:
                 explain("batch", f"have the columns {self.arrow_schema}", batch.schema, "encoding")
             ) from error
         header = self._header
-        parts = pyruhvro.serialize_record_batch(fitted, self._schema, 1)
+        parts = pyruhvro.serialize_record_batch(fitted, self.schema, 1)
         return [header + body for part in parts for body in part.to_pylist()]

@@ -6,7 +6,7 @@ made the walker four times slower than what it does. Little-endian, as every mac
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llvmlite import ir
 from numba import types
@@ -19,20 +19,14 @@ def _pointer(builder: Any, address: Any, bits: int) -> Any:
     return builder.inttoptr(address, ir.IntType(bits).as_pointer())
 
 
-@intrinsic
-def load8(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - numba's protocol.
-    """Return the byte at the address, 0 to 255."""
-
+def _load8(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - numba's protocol.
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.zext(builder.load(_pointer(builder, arguments[0], 8), align=1), _INT64)
 
     return types.int64(types.int64), generate
 
 
-@intrinsic
-def load64(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - numba's protocol.
-    """Return the eight bytes from the address as an int64."""
-
+def _load64(typing_context: Any, address: Any) -> Any:  # noqa: ARG001 - numba's protocol.
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
         return builder.load(_pointer(builder, arguments[0], 64), align=1)
 
@@ -53,7 +47,24 @@ def _store(bits: int) -> Any:
     return intrinsic(typed)
 
 
-# Each writes the low bits of an int64 at the address.
-store8: Final = _store(8)
-store32: Final = _store(32)
-store64: Final = _store(64)
+if TYPE_CHECKING:
+
+    def load8(address: int) -> int:
+        """Return the byte at the address, 0 to 255."""
+
+    def load64(address: int) -> int:
+        """Return the eight bytes from the address, signed."""
+
+    def store8(address: int, value: int) -> None:
+        """Write the low 8 bits of the value at the address."""
+
+    def store32(address: int, value: int) -> None:
+        """Write the low 32 bits of the value from the address."""
+
+    def store64(address: int, value: int) -> None:
+        """Write the value as eight bytes from the address."""
+
+else:
+    load8 = intrinsic(_load8)
+    load64 = intrinsic(_load64)
+    store8, store32, store64 = _store(8), _store(32), _store(64)

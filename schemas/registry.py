@@ -92,15 +92,16 @@ class SchemaRegistry:
             RegistryUnavailableError: If it gave no answer.
 
         """
+        about = f"schema id {schema_id}"
         with self._lock:
             known = self._schemas.get(schema_id)
             if known is not None:
                 return known
             if self._monotonic() < self._unknown.get(schema_id, float("-inf")):
-                raise _unknown(f"schema id {schema_id}", self.url)
+                raise _unknown(about, self.url)
         try:
-            answer = self._ask("GET", f"/schemas/ids/{schema_id}", f"schema id {schema_id}")
-            _require_avro(answer, f"schema id {schema_id}", self.url)
+            answer = self._ask("GET", f"/schemas/ids/{schema_id}", about)
+            _require_avro(answer, about, self.url)
         except UnknownSchemaError:
             with self._lock:
                 if len(self._unknown) >= _MAX_UNKNOWN:

@@ -139,12 +139,11 @@ def _from_union(branches: list[Reader]) -> Reader:
 
 
 def _into_union(writer: AvroType, reader: AvroType) -> Reader:
-    for index, branch in enumerate(reader.branches):
-        if not unreadable(writer, branch):
-            inner = compile_reader(writer, branch)
-            break
-    else:
+    matching = [i for i, branch in enumerate(reader.branches) if not unreadable(writer, branch)]
+    if not matching:
         return _refuse(writer, reader)
+    index = matching[0]
+    inner = compile_reader(writer, reader.branches[index])
     if reader.optional is not None:
         return inner
 

@@ -70,7 +70,7 @@ _kernel = njit(cache=True, nogil=True)
 
 
 @_kernel
-def read_varint(position, end):
+def read_varint(position: int, end: int) -> tuple[int, int]:
     """Return (value, next position); the position is minus a verdict if there is none."""
     if position >= end:
         return 0, -TRUNCATED
@@ -92,7 +92,7 @@ def read_varint(position, end):
 
 
 @_kernel
-def is_utf8(position, end):
+def is_utf8(position: int, end: int) -> bool:
     """Return whether the bytes are UTF-8 as the standard has it: no overlong form, no surrogate."""
     while position < end:
         lead = load8(position)
@@ -128,7 +128,7 @@ def is_utf8(position, end):
 
 
 @_kernel
-def is_uuid(position, end):
+def is_uuid(position: int, end: int) -> bool:
     """Return whether the bytes are a UUID of the RFC 4122 form, 36 characters."""
     if end - position != 36:
         return False
@@ -143,7 +143,7 @@ def is_uuid(position, end):
 
 
 @_kernel
-def copy_bytes(position, length, limit, target):
+def copy_bytes(position: int, length: int, limit: int, target: int) -> bool:
     """Copy bytes in words; may write up to seven more behind them. True if all are below 128."""
     high = 0
     offset = 0
@@ -166,7 +166,7 @@ def copy_bytes(position, length, limit, target):
 
 
 @_kernel
-def walk_integer(position, end, op, slot, write):
+def walk_integer(position: int, end: int, op: int, slot: int, write: bool) -> int:
     """Walk an int, long, date, time, timestamp or enum; return the next position."""
     value, position = read_varint(position, end)
     if position < 0:
@@ -184,7 +184,7 @@ def walk_integer(position, end, op, slot, write):
 
 
 @_kernel
-def walk_bytes(position, end, limit, op, slot, write):
+def walk_bytes(position: int, end: int, limit: int, op: int, slot: int, write: bool) -> int:
     """Walk a string, uuid, bytes or large fixed; return the next position."""
     operation = load64(op)
     length = load64(op + _B) if operation == BYTES else -1
@@ -214,7 +214,7 @@ def walk_bytes(position, end, limit, op, slot, write):
 
 
 @_kernel
-def walk_fixed(position, end, slot, size, write):
+def walk_fixed(position: int, end: int, slot: int, size: int, write: bool) -> int:
     """Walk a value of so many bytes that Arrow keeps as they are; return the next position."""
     if size > end - position:
         return -TRUNCATED
@@ -228,7 +228,7 @@ def walk_fixed(position, end, slot, size, write):
 
 
 @_kernel
-def walk_double(position, end, slot, write):
+def walk_double(position: int, end: int, slot: int, write: bool) -> int:
     """Walk a double; return the next position."""
     if end - position < 8:
         return -TRUNCATED
@@ -240,7 +240,7 @@ def walk_double(position, end, slot, write):
 
 
 @_kernel
-def walk_boolean(position, end, slot, write):
+def walk_boolean(position: int, end: int, slot: int, write: bool) -> int:
     """Walk a boolean; return the next position."""
     if position >= end:
         return -TRUNCATED
@@ -254,7 +254,7 @@ def walk_boolean(position, end, slot, write):
 
 
 @_kernel
-def walk_decimal(position, end, op, slot, constants, write):
+def walk_decimal(position: int, end: int, op: int, slot: int, constants: int, write: bool) -> int:
     """Walk a big-endian two's complement number; return the next position.
 
     It becomes limbs, lowest first. The magnitude must stay below 10**precision, which stands in
@@ -301,7 +301,7 @@ def walk_decimal(position, end, op, slot, constants, write):
 
 
 @_kernel
-def write_null(op, slot, cell):
+def write_null(op: int, slot: int, cell: int) -> None:
     """Write a null cell of a nullable value: defined bytes, so that equal batches are equal."""
     store8(load64(slot + _VALIDITY) + cell, 0)
     width = load64(op + _D)
@@ -316,7 +316,9 @@ def write_null(op, slot, cell):
 
 
 @_kernel
-def walk_branch(position, end, op, slot, pc, constants, write):
+def walk_branch(
+    position: int, end: int, op: int, slot: int, pc: int, constants: int, write: bool
+) -> tuple[int, int]:
     """Walk a union's branch number; return (next position, next pc)."""
     operation = load64(op)
     branch, position = read_varint(position, end)
@@ -347,10 +349,12 @@ def walk_branch(position, end, op, slot, pc, constants, write):
 
 
 @_kernel
-def walk_block(position, end, op, frame, allowance):
+def walk_block(  # noqa: PLR0911 - each lie that a block can tell.
+    position: int, end: int, op: int, frame: int, allowance: int
+) -> tuple[int, int]:
     """Walk the head of a block of items; return (next position, allowance left)."""
     block_end = load64(frame + _BLOCK_END)
-    if block_end != 0 and block_end != position:
+    if block_end not in (0, position):
         return -INVALID, allowance
     store64(frame + _BLOCK_END, 0)
     count, position = read_varint(position, end)
@@ -380,7 +384,9 @@ def walk_block(position, end, op, frame, allowance):
 
 
 @_kernel
-def walk_next(position, end, op, slot, pc, frame, allowance, write):
+def walk_next(
+    position: int, end: int, op: int, slot: int, pc: int, frame: int, allowance: int, write: bool
+) -> tuple[int, int, int]:
     """Go to the next item of an array or map, or behind it; return (position, pc, allowance)."""
     left = load64(frame + _LEFT)
     if left == 0:
@@ -400,7 +406,9 @@ def walk_next(position, end, op, slot, pc, frame, allowance, write):
 
 
 @_kernel
-def walk_value(position, end, limit, op, slot, constants, write):
+def walk_value(
+    position: int, end: int, limit: int, op: int, slot: int, constants: int, write: bool
+) -> int:
     """Walk a value that has no parts; return the next position."""
     operation = load64(op)
     if operation in (LONG, INT):
@@ -422,7 +430,9 @@ def walk_value(position, end, limit, op, slot, constants, write):
 
 
 @_kernel
-def walk_record(start, end, limit, ops, constants, slots, frames, write):
+def walk_record(
+    start: int, end: int, limit: int, ops: int, constants: int, slots: int, frames: int, write: bool
+) -> tuple[int, int, int]:
     """Walk one record; return (verdict, pc, position) of where it ended or failed."""
     pc = 0
     position = start
@@ -456,20 +466,33 @@ def walk_record(start, end, limit, ops, constants, slots, frames, write):
 
 
 @_kernel
-def walk(payload, starts, ends, ops, constants, slots, write, verdicts, places):
+def walk(
+    payload: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    ops: np.ndarray,
+    constants: np.ndarray,
+    slots: np.ndarray,
+    write: bool,
+    verdicts: np.ndarray,
+    places: np.ndarray,
+) -> int:
     """Walk all records; return how many are good.
 
-    Without ``write`` only the cursors move: that is how the size of nested columns is found.
+    Without ``write`` only the cursors move: that is how the size of nested columns is found. With
+    it, records that already have a verdict are passed by: there is no room for what they declare.
 
     Shape: ``payload`` uint8; ``starts``, ``ends`` (records,) int64 positions in it; ``ops`` and
     ``constants`` as in ``program.Program``; ``slots`` (slots, SLOT_COLUMNS) int64; ``verdicts``
-    (records,); ``places`` (records, 2): pc and byte of a refusal. All C-contiguous.
+    (records,), zero at first; ``places`` (records, 2): pc and byte of a refusal. All C-contiguous.
     """
     frames = np.zeros((MAX_REPEATS, 2), dtype=np.int64)
     base = payload.ctypes.data
     saved = slots.copy()
     good = 0
     for row in range(len(starts)):
+        if write and verdicts[row] != OK:
+            continue
         start = base + starts[row]
         verdict, pc, position = walk_record(
             start,

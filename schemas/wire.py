@@ -68,8 +68,10 @@ class WireDecoder:
         header = _headers(buffer, starts[rows])
         magic = header[:, 0] != MAGIC
         if magic.any():
-            for row in rows[magic].tolist():
-                rejected.append(Rejected(row, "bad_magic", _magic_detail(buffer[starts[row]])))
+            rejected += [
+                Rejected(row, "bad_magic", _magic_detail(buffer[starts[row]]))
+                for row in rows[magic].tolist()
+            ]
             rows, header = rows[~magic], header[~magic]
         ids = header[:, 1:].astype(np.int64) @ _PLACES
         groups = [self._decode_group(buffer, starts, ends, rows, ids, int(i)) for i in _unique(ids)]
@@ -138,8 +140,10 @@ def _join(
     except TypeError:
         values = [value or b"" for value in values]
         lengths = np.fromiter(map(len, values), np.int64, len(values))  # type: ignore[arg-type]
-    for row in np.flatnonzero(lengths == 0).tolist():
-        rejected.append(Rejected(row, "empty", "the message has no value"))
+    rejected += [
+        Rejected(row, "empty", "the message has no value")
+        for row in np.flatnonzero(lengths == 0).tolist()
+    ]
     large = np.flatnonzero(lengths > max_record_bytes).tolist()
     if large:
         values = list(values)
