@@ -91,11 +91,13 @@ class FeatureView:
         check_instance(self.entity, Entity, "entity", where, at)
         check_instance(self.source, Source, "source", where, at)
         if not isinstance(self.features, list | tuple) or not self.features:
-            raise refuse(at, "features", "be a list of aggregates", self.features, where)
+            got = "[]" if self.features in ([], ()) else type(self.features).__name__
+            raise refuse(at, "features", "be a list of aggregates", got, where)
         for item in self.features:
             if not isinstance(item, Aggregate | Ratio):
                 hint = "write hr.count(over='1d'), hr.mean('amount', over='1d'), …"
-                raise refuse(at, "a feature", "be an aggregate", item, where, hint)
+                got = item if isinstance(item, str) else type(item).__name__
+                raise refuse(at, "a feature", "be an aggregate", got, where, hint)
             if not item.over:
                 hint = "write over='1d' or over=['1d', '7d']"
                 raise refuse(item.location, "a feature", "have a window", item.kind, where, hint)  # type: ignore[union-attr]

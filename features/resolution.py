@@ -37,6 +37,8 @@ class Resolver:
 
     Args:
         schemas: Avro schema as JSON, by source name; a schema given in the definition wins.
+
+    Attributes:
         feature_types: The types of the features known so far, by full name; grows as views are
             compiled.
 
@@ -48,6 +50,7 @@ class Resolver:
         self._fields: dict[str, dict[str, Field]] = {}
         self._read: dict[str, set[str]] = {}
         self._checked: dict[str, dict[Expression, None]] = {}
+        self._carried: dict[str, set[str]] = {}
         self.feature_types: dict[str, ValueType] = {}
 
     def add(self, source: Source) -> None:
@@ -63,13 +66,16 @@ class Resolver:
         self._fields[source.name] = read_fields_of(source, self._schemas)
         self._read[source.name] = set()
         self._checked[source.name] = {}
+        self._carried[source.name] = set()
         self.key(source, source.key, at, "key")
         for option in ("event_time", "known_at"):
             name = getattr(source, option)
             if name is not None:
                 self._time(source, name, option)
-        if source.event_id is not None:
+        if source.event_id is not None and source.event_id not in self._read[source.name]:
             self.key(source, source.event_id, at, "event_id")
+            self._read[source.name].remove(source.event_id)
+            self._carried[source.name].add(source.event_id)
 
     def column(self, source: Source, name: str, at: Location | None, where: str) -> Field:
         """Return a field that the pipeline reads, or refuse an unknown or unreadable one."""
@@ -152,11 +158,13 @@ class Resolver:
         return tuple(self._plan(source) for source in self._sources.values())
 
     def declarations(self, source: SourcePlan) -> list[str]:
-        """Return what of the schema decides on the values of the source's columns."""
-        return [self._fields[source.name][c.name].declaration for c in source.columns]
+        """Return what of the schema decides on values: not that of an id that is only passed on."""
+        fields, read = self._fields[source.name], self._read[source.name]
+        return [fields[c.name].declaration for c in source.columns if c.name in read]
 
     def _plan(self, source: Source) -> SourcePlan:
-        fields, read = self._fields[source.name], self._read[source.name]
+        fields = self._fields[source.name]
+        read = self._read[source.name] | self._carried[source.name]
         columns = []
         for name, field in fields.items():
             if name in read:

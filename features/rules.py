@@ -88,10 +88,10 @@ def check_one_of(
 def check_instance(value: object, kind: type, option: str, where: str, at: Location | None) -> None:
     """Refuse anything but a definition of the right kind."""
     if not isinstance(value, kind):
-        article = "an" if kind.__name__[0] in "AE" else "a"
-        rule = f"be {article} hr.{kind.__name__}"
+        rule = f"be an hr.{kind.__name__}"
         hint = "pass the object, not its name" if isinstance(value, str) else ""
-        raise refuse(at, option, rule, value, where, hint)
+        plain = value is None or isinstance(value, str | int | float)
+        raise refuse(at, option, rule, value if plain else type(value).__name__, where, hint)
 
 
 def milliseconds(value: object, option: str, where: str, location: Location | None) -> int:
