@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     import numpy as np
-    import pyarrow as pa
 
     from headrace.features.plan import SourcePlan
     from headrace.schemas.codec import Decoded
@@ -23,12 +22,11 @@ class Decoder(Protocol):
         ...
 
 
-class Encoder(Protocol):
-    """What ``headrace.schemas.codec.RecordEncoder`` does."""
+class RegisteredSchema(Protocol):
+    """A schema and its id in the registry; ``headrace.schemas.codec.RecordEncoder`` is one."""
 
-    def encode(self, batch: pa.RecordBatch) -> list[bytes]:
-        """Encode each row in Confluent's wire format."""
-        ...
+    schema: str
+    schema_id: int
 
 
 class LiveModel(Protocol):
@@ -75,8 +73,8 @@ class ProcessorContext:
         topic_ids: By topic, Kafka's own id of it (base64); of every source of the pipeline.
         partition_counts: By topic, of every topic that the pipeline reads or writes.
         decoder: Makes a decoder for a source's values.
-        predictions: Encodes the predictions.
-        snapshots: Encodes the snapshots.
+        predictions: Schema of the predictions.
+        snapshots: Schema of the snapshots.
         models: Which model is live.
         max_record_bytes: Longer source records are refused.
         app_version: Written into the headers of DLQ records.
@@ -86,8 +84,8 @@ class ProcessorContext:
     topic_ids: Mapping[str, str]
     partition_counts: Mapping[str, int]
     decoder: Callable[[SourcePlan], Decoder]
-    predictions: Encoder
-    snapshots: Encoder
+    predictions: RegisteredSchema
+    snapshots: RegisteredSchema
     models: ModelTable
     max_record_bytes: int
     app_version: str

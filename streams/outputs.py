@@ -1,27 +1,37 @@
-"""Predictions and snapshots of scored rows: built by columns, encoded, ready to be sent.
+"""Predictions and snapshots of scored rows: scored, encoded, ready to be sent.
 
 Both carry the same ids; a prediction adds the score and whose it is, a snapshot the vector that was
-scored and the age of each view. Columns are Arrow arrays from the start, so that no row costs
-Python more than its place in the list that the producer takes.
+scored and the age of each view. No row costs more Python than its place in the producer's list.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from headrace.features.vector import assemble
 from headrace.runtime import topics
 from headrace.streams.batch import BulkOutput
+from headrace.streams.records import (
+    Constant,
+    Long,
+    Number,
+    RecordProgram,
+    RowColumns,
+    RowName,
+    Text,
+    text_buffers,
+)
 from headrace.streams.rekey import entity_keys
 
 if TYPE_CHECKING:
     from headrace.features.plan import PipelinePlan
     from headrace.streams.batch import Outputs
-    from headrace.streams.context import LiveModel, ProcessorContext
+    from headrace.streams.context import LiveModel, ProcessorContext, RegisteredSchema
+    from headrace.streams.records import Binding
     from headrace.streams.rekey import StreamRows
 
 OK = "ok"
@@ -30,6 +40,19 @@ NO_SCORE = "no_score"
 INCOMPLETE = "incomplete"
 """A window reached further back than the state still held: the features are not exact."""
 
+_PARTITION, _OFFSET, _EVENT_TIME = range(3)
+
+
+@dataclass(frozen=True, slots=True)
+class _Whose:
+    """What a batch's predictions have in common; ``status`` is None where rows differ in it."""
+
+    model: str | None
+    version: str | None
+    role: str
+    revision: int
+    status: str | None
+
 
 class OutputWriter:
     """Scores rows and writes their predictions and snapshots, for one last-stage partition."""
@@ -37,130 +60,150 @@ class OutputWriter:
     def __init__(self, plan: PipelinePlan, context: ProcessorContext) -> None:
         """Write for ``plan``."""
         self._plan = plan
-        self._source = plan.source_plan(plan.source)
-        self._topic_id = context.topic_ids[self._source.topic]
         self._models = context.models
-        self._predictions, self._snapshots = context.predictions, context.snapshots
-        self._topics = (topics.predictions(plan.name), topics.snapshots(plan.name))
-        self._partitions = tuple(context.partition_counts[topic] for topic in self._topics)
-        self._keys = entity_keys(plan)
-        self._constants = ConstantColumns()
+        self._columns = _Columns(plan)
+        self._ids = self._columns.bindings(context.topic_ids[plan.source_plan(plan.source).topic])
+        self._prediction_schema = context.predictions
+        self._programs: dict[_Whose, RecordProgram] = {}
+        self._snapshots = self._snapshot_program(context.snapshots)
+        names = (topics.predictions(plan.name), topics.snapshots(plan.name))
+        self._targets = tuple((name, context.partition_counts[name]) for name in names)
 
     def write(self, rows: StreamRows, outputs: Outputs) -> None:
         """Add a prediction and a snapshot for each row to ``outputs``."""
         vector = assemble(self._plan, rows.events, rows.features)
         model = self._models.champion(self._plan.name)
-        ids = self._ids(rows)
-        predictions = self._predictions.encode(self._prediction_batch(rows, ids, vector, model))
-        snapshots = self._snapshots.encode(self._snapshot_batch(rows, ids, vector))
+        whose, score, status = _judge(model, vector, rows.incomplete)
+        columns = self._columns.fill(rows, vector, score, status)
         assert rows.keys is not None
-        keys = rows.keys.to_pylist()
-        for topic, count, values in zip(
-            self._topics, self._partitions, (predictions, snapshots), strict=True
-        ):
-            outputs.bulk.append(BulkOutput(topic, messages(values, keys, rows.partition, count)))
+        keys = rows.keys if isinstance(rows.keys, list) else rows.keys.to_pylist()
+        programs = (self._prediction_program(whose), self._snapshots)
+        for (topic, partitions), program in zip(self._targets, programs, strict=True):
+            blob, cuts = program.encode(columns)
+            outputs.bulk.append(
+                BulkOutput(topic, messages(blob, cuts, keys, rows.partition % partitions))
+            )
         outputs.scored += len(rows)
         outputs.scored_arrival_time_ms = rows.arrival_time_ms
 
-    def _ids(self, rows: StreamRows) -> dict[str, pa.Array]:
-        """Return the columns that predictions and snapshots have in common."""
-        count, columns, constant = len(rows), rows.events.columns, self._constants
-        offset = pa.array(rows.offset)
-        ids = {
-            "prediction_id": prediction_ids(self._topic_id, rows.partition, offset),
-            "event_id": constant.nulls(count),
-            "source": constant.text(self._source.name, count),
-            "source_topic_id": constant.text(self._topic_id, count),
-            "source_partition": pa.array(rows.partition, pa.int32()),
-            "source_offset": offset,
-            "event_time": pa.array(rows.events.event_time_ms).view(pa.timestamp("ms", "UTC")),
-            "fingerprint": constant.text(self._plan.fingerprint, count),
+    def _prediction_program(self, whose: _Whose) -> RecordProgram:
+        """Return the program for these common values; there are as many as models were live."""
+        program = self._programs.get(whose)
+        if program is None:
+            status = whose.status
+            bindings: dict[str, Binding] = {
+                **self._ids,
+                "score": self._columns.score,
+                "status": self._columns.status if status is None else Constant(status),
+                "model": Constant(whose.model),
+                "model_version": Constant(whose.version),
+                "role": Constant(whose.role),
+                "revision": Constant(whose.revision),
+            }
+            registered = self._prediction_schema
+            program = RecordProgram(registered.schema, registered.schema_id, bindings)
+            self._programs[whose] = program
+        return program
+
+    def _snapshot_program(self, registered: RegisteredSchema) -> RecordProgram:
+        bindings = {**self._ids, **self._columns.snapshot_bindings()}
+        return RecordProgram(registered.schema, registered.schema_id, bindings)
+
+
+class _Columns:
+    """Which column of ``RowColumns`` holds what."""
+
+    def __init__(self, plan: PipelinePlan) -> None:
+        self._plan = plan
+        self._source = source = plan.source_plan(plan.source)
+        kinds = {column.name: column.kind for column in source.columns}
+        ids = {} if source.event_id is None else {"event_id": source.event_id}
+        ids |= {f"{entity}_key": column for entity, column in entity_keys(plan).items()}
+        # Ids and keys by field: whole numbers are written in decimal by the kernel.
+        self._ids = {field: (column, kinds[column] == "int64") for field, column in ids.items()}
+        self._text_count = sum(not whole for _, whole in self._ids.values())
+        self._views = [age.view for stage in plan.stages for age in stage.ages]
+        self.score = Number(len(plan.vector))
+        self.status = Text(self._text_count, nullable=False)
+
+    def bindings(self, topic_id: str) -> dict[str, Binding]:
+        """Return the bindings of the fields that every output has."""
+        bindings: dict[str, Binding] = {
+            "prediction_id": RowName(f"{topic_id}-"),
+            "event_id": Constant(None),
+            "source": Constant(self._source.name),
+            "source_topic_id": Constant(topic_id),
+            "source_partition": Long(_PARTITION),
+            "source_offset": Long(_OFFSET),
+            "event_time": Long(_EVENT_TIME),
+            "fingerprint": Constant(self._plan.fingerprint),
         }
-        if self._source.event_id is not None:
-            ids["event_id"] = as_text(columns[self._source.event_id])
-        for entity, column in self._keys.items():
-            ids[f"{entity}_key"] = as_text(columns[column])
-        return ids
+        wholes = texts = 0
+        for place, (field, (_, whole)) in enumerate(self._ids.items()):
+            if whole:
+                bindings[field] = Long(_EVENT_TIME + 1 + wholes, as_text=True, valid=place)
+                wholes += 1
+            else:
+                bindings[field] = Text(texts, valid=place)
+                texts += 1
+        return bindings
 
-    def _prediction_batch(
-        self,
-        rows: StreamRows,
-        ids: dict[str, pa.Array],
-        vector: np.ndarray,
-        model: LiveModel | None,
-    ) -> pa.RecordBatch:
-        count, constant = len(rows), self._constants
-        if model is None:
-            scored = {
-                "score": pa.nulls(count, pa.float64()),
-                "status": constant.text(NO_MODEL, count),
-                "model": constant.nulls(count),
-                "model_version": constant.nulls(count),
-                "role": constant.text("champion", count),
-                "revision": pa.repeat(0, count),
-            }
-        else:
-            score = model.score(vector)
-            scored = {
-                "score": floats(score),
-                "status": self._status(score, rows.incomplete),
-                "model": constant.text(model.model, count),
-                "model_version": constant.text(model.version, count),
-                "role": constant.text(model.role, count),
-                "revision": pa.repeat(model.revision, count),
-            }
-        return pa.RecordBatch.from_pydict({**ids, **scored})
+    def snapshot_bindings(self) -> dict[str, Binding]:
+        """Return the bindings of the vector and the ages."""
+        names = [column.name for column in self._plan.vector]
+        bindings: dict[str, Binding] = {name: Number(place) for place, name in enumerate(names)}
+        ages = [f"{view}__age_ms" for view in self._views]
+        return bindings | {name: Number(len(names) + 1 + i) for i, name in enumerate(ages)}
 
-    def _status(self, score: np.ndarray, incomplete: np.ndarray) -> pa.Array:
-        missing = ~np.isfinite(score)
-        if not missing.any() and not incomplete.any():
-            return self._constants.text(OK, score.size)
-        return pa.array(np.where(missing, NO_SCORE, np.where(incomplete, INCOMPLETE, OK)))
-
-    def _snapshot_batch(
-        self, rows: StreamRows, ids: dict[str, pa.Array], vector: np.ndarray
-    ) -> pa.RecordBatch:
-        columns = dict(ids)
-        by_column = np.ascontiguousarray(vector.T)
-        for column, values in zip(self._plan.vector, by_column, strict=True):
-            columns[column.name] = longs(values) if column.dtype == "int64" else floats(values)
-        for view, values in rows.ages.items():
-            columns[f"{view}__age_ms"] = longs(values)
-        return pa.RecordBatch.from_pydict(columns)
+    def fill(
+        self, rows: StreamRows, vector: np.ndarray, score: np.ndarray, status: pa.Array | None
+    ) -> RowColumns:
+        """Return the rows' columns."""
+        count, width = vector.shape
+        numbers = np.empty((count, width + 1 + len(self._views)))
+        numbers[:, :width] = vector
+        numbers[:, width] = score
+        for place, view in enumerate(self._views, start=width + 1):
+            numbers[:, place] = rows.ages[view]
+        wholes = [rows.partition, rows.offset, rows.events.event_time_ms]
+        valid = np.ones((max(1, len(self._ids)), count), bool)
+        texts = []
+        for place, (column, whole) in enumerate(self._ids.values()):
+            array = rows.events.columns[column]
+            if array.null_count:
+                valid[place] = array.is_valid().to_numpy(zero_copy_only=False)
+            if whole:
+                filled = array.fill_null(0) if array.null_count else array
+                wholes.append(filled.to_numpy())
+            else:
+                texts.append(_as_text(array))
+        if status is not None:
+            texts.append(status)
+        longs = np.empty((count, len(wholes)), np.int64)
+        for place, values in enumerate(wholes):
+            longs[:, place] = values
+        return RowColumns(longs, numbers, valid, *_joined(texts, count))
 
 
-class ConstantColumns:
-    """Text columns of one value, kept and sliced instead of built for every batch."""
-
-    def __init__(self) -> None:
-        """Start with none."""
-        self._texts: dict[str | None, pa.Array] = {}
-
-    def text(self, value: str | None, count: int) -> pa.Array:
-        """Return a column of ``count`` times ``value``."""
-        column = self._texts.get(value)
-        if column is None or len(column) < count:
-            column = pa.repeat(pa.scalar(value, pa.string()), max(count, 1024))
-            self._texts[value] = column
-        return column.slice(0, count)
-
-    def nulls(self, count: int) -> pa.Array:
-        """Return a text column of ``count`` nulls."""
-        return self.text(None, count)
+def _judge(
+    model: LiveModel | None, vector: np.ndarray, incomplete: np.ndarray
+) -> tuple[_Whose, np.ndarray, pa.Array | None]:
+    """Return whose predictions these are, the scores, and the rows' status where they differ."""
+    if model is None:
+        unknown = np.full(len(vector), np.nan)
+        return _Whose(None, None, "champion", 0, NO_MODEL), unknown, None
+    score = model.score(vector)
+    status: str | None = OK
+    by_row = None
+    missing = ~np.isfinite(score)
+    if missing.any() or incomplete.any():
+        status = None
+        by_row = pa.array(np.where(missing, NO_SCORE, np.where(incomplete, INCOMPLETE, OK)))
+    return _Whose(model.model, model.version, model.role, model.revision, status), score, by_row
 
 
-def prediction_ids(topic_id: str, partition: np.ndarray, offset: pa.Array) -> pa.Array:
-    """Return ``<topic id>-<partition>-<offset>`` for each row."""
-    if partition.strides == (0,) or (partition == partition[0]).all():
-        head = pa.scalar(f"{topic_id}-{int(partition[0])}")
-    else:
-        numbers = pa.array(partition).cast(pa.string())
-        head = pc.binary_join_element_wise(pa.scalar(topic_id), numbers, "-")
-    return pc.binary_join_element_wise(head, offset.cast(pa.string()), "-")
-
-
-def as_text(column: pa.Array) -> pa.Array:
-    """Return ids or keys as text: numbers in decimal, bytes in hex."""
+def _as_text(column: pa.Array) -> pa.Array:
+    """Return ids or keys as text, bytes in hex."""
     if pa.types.is_string(column.type):
         return column
     if pa.types.is_binary(column.type):
@@ -169,34 +212,31 @@ def as_text(column: pa.Array) -> pa.Array:
     return column.cast(pa.string())
 
 
-def floats(values: np.ndarray) -> pa.Array:
-    """Return a float64 column, NaN and infinities as null."""
-    known = np.isfinite(values)
-    if known.all():
-        return pa.array(values)
-    return pa.array(values, mask=~known)
-
-
-def longs(values: np.ndarray) -> pa.Array:
-    """Return whole numbers held as float64 as an int64 column, NaN as null."""
-    unknown = np.isnan(values)
-    if not unknown.any():
-        return pa.array(values.astype(np.int64))
-    return pa.array(np.where(unknown, 0.0, values).astype(np.int64), mask=unknown)
+def _joined(texts: list[pa.Array], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bytes of text columns one after the other, and where each row's lie."""
+    ends = np.zeros((max(1, len(texts)), count + 1), np.int64)
+    pieces, used = [], 0
+    for place, column in enumerate(texts):
+        column_ends, data = text_buffers(column)
+        np.add(column_ends, used, out=ends[place])
+        pieces.append(data)
+        used += data.size
+    return (np.concatenate(pieces) if pieces else np.zeros(0, np.uint8)), ends
 
 
 def messages(
-    values: list[bytes], keys: list[bytes | None], partition: np.ndarray, partitions: int
+    blob: bytes, cuts: list[int], keys: list[bytes | None], partition: np.ndarray
 ) -> list[dict[str, object]]:
-    """Return what ``produce_batch`` takes: a source partition's rows stay on one partition."""
-    if partition.strides == (0,):
-        target = int(partition[0]) % partitions
+    """Return what ``produce_batch`` takes; record i is ``blob[cuts[i]:cuts[i + 1]]``."""
+    starts = cuts[:-1]
+    stops = cuts[1:]
+    target = int(partition[0])
+    if (partition == target).all():
         return [
-            {"value": value, "key": key, "partition": target}
-            for value, key in zip(values, keys, strict=True)
+            {"value": blob[start:stop], "key": key, "partition": target}
+            for start, stop, key in zip(starts, stops, keys, strict=True)
         ]
-    targets = (partition % partitions).tolist()
     return [
-        {"value": value, "key": key, "partition": target}
-        for value, key, target in zip(values, keys, targets, strict=True)
+        {"value": blob[start:stop], "key": key, "partition": target}
+        for start, stop, key, target in zip(starts, stops, keys, partition.tolist(), strict=True)
     ]

@@ -7,7 +7,7 @@ two half states on two partitions, and nobody would notice.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -127,7 +127,7 @@ class PartitioningCheck:
         return f"{self._source.topic}-{self._partition} offset {offset}"
 
 
-def _big_endian(column: pa.Array, dtype: np.dtype[np.void] | np.dtype[np.int64]) -> pa.Array:
+def _big_endian(column: pa.Array, dtype: np.dtype[Any]) -> pa.Array:
     """Return the bytes of an integer column, null where they do not hold the number."""
     if not pa.types.is_integer(column.type):
         return pa.nulls(len(column), pa.binary())

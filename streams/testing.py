@@ -25,7 +25,6 @@ from headrace.schemas.outputs import prediction_schema, snapshot_schema
 from headrace.schemas.wire import WireDecoder
 from headrace.streams.batch import EventBatch, SingleOutput
 from headrace.streams.context import ProcessorContext
-from headrace.streams.outputs import as_text
 from headrace.streams.processors import build, input_topics
 
 if TYPE_CHECKING:
@@ -290,8 +289,7 @@ class Driver:
         names = encoder.arrow_schema.names
         batches = table.select(names).cast(encoder.arrow_schema).to_batches()
         values = [value for batch in batches for value in encoder.encode(batch)]
-        column = table.column(plan.key).combine_chunks()
-        return values, as_text(column).cast(pa.binary()).to_pylist()
+        return values, [key_bytes(key) for key in table.column(plan.key).to_pylist()]
 
     def _encode_record(self, plan: SourcePlan, record: Mapping[str, object]) -> bytes:
         body = io.BytesIO()
