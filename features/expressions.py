@@ -266,12 +266,15 @@ def evaluate(
     Shape: (length,). The result may share memory with a column: do not write to it.
 
     """
-    with np.errstate(all="ignore"):
+    if isinstance(expression, Operation):
+        with np.errstate(all="ignore"):
+            values = _evaluate(expression, columns, length)
+    else:
         values = _evaluate(expression, columns, length)
-        missing = np.isnan(values)
-        if missing.any():
-            # One NaN: which of two operands gives its bits to a sum is up to the instruction.
-            values = np.where(missing, np.nan, values)
+    missing = np.isnan(values)
+    if missing.any():
+        # One NaN: which of two operands gives its bits to a sum is up to the instruction.
+        values = np.where(missing, np.nan, values)
     return values
 
 
@@ -343,8 +346,12 @@ def _calendar(name: str, values: ColumnValues) -> Floats:
             values = values.fill_null(0)
         time_ms = values.to_numpy(zero_copy_only=False)
     integers = time_ms.astype(np.int64, copy=False)
-    hours, days = integers // _HOUR_MS, integers // _DAY_MS
-    result = (hours % 24 if name == "hour" else (days + _THURSDAY) % 7).astype(np.float64)
+    # Not %: numpy divides by a constant with multiplications, but takes remainders one by one.
+    if name == "hour":
+        units, length = integers // _HOUR_MS, 24
+    else:
+        units, length = integers // _DAY_MS + _THURSDAY, 7
+    result = (units - units // length * length).astype(np.float64)
     return result if null is None else np.where(null, np.nan, result)
 
 
