@@ -19,9 +19,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from examples.fraud.show.findings import Finding
-    from examples.fraud.show.watcher import Reading
+    from examples.fraud.show.playback import Playback
+    from examples.fraud.show.story import Chapter
+    from examples.fraud.show.watcher import Reading, Watcher
+
+    Contributions = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 REASONS = 3
+ALERTS_SHOWN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +41,71 @@ class Alert:
     reasons: tuple[str, ...]
 
 
+class AlertBook:
+    """Keeps the alerts among what comes out, and explains each of the last ones once.
+
+    Args:
+        chapter: The transactions that are played.
+        names: The vector's columns.
+        contributions: LightGBM's ``pred_contrib`` for the model that scores.
+        threshold: From which score on it is an alert.
+
+    """
+
+    def __init__(
+        self,
+        chapter: Chapter,
+        names: Sequence[str],
+        contributions: Contributions,
+        threshold: float,
+    ) -> None:
+        self._transactions = chapter.transactions
+        self._names = names
+        self._contributions = contributions
+        self._threshold = threshold
+        self._rows: list[int] = []
+        self._alerts: dict[int, Alert] = {}
+
+    def take(self, watcher: Watcher) -> None:
+        """Note the alerts among what has come since the last time."""
+        while watcher.order:
+            row = watcher.order.popleft()
+            if watcher.score[row] >= self._threshold:
+                self._rows.append(row)
+
+    def draw(self, watcher: Watcher, playback: Playback, figures: Reading) -> RenderableType:
+        """Draw the figures, and the last alerts whose features have come too."""
+        last = self._rows[: -ALERTS_SHOWN - 1 : -1]
+        come = [row for row in last if not np.isnan(watcher.vectors[row]).all()]
+        fresh = [row for row in come if row not in self._alerts]
+        found = reasons(watcher.vectors[fresh], self._names, self._contributions)
+        for row, why in zip(fresh, found, strict=True):
+            self._alerts[row] = self._alert(row, float(watcher.score[row]), why)
+        return screen(
+            figures,
+            playback.sent,
+            self._transactions.num_rows,
+            playback.now_ms,
+            len(self._rows),
+            [self._alerts[row] for row in come],
+        )
+
+    def _alert(self, row: int, score: float, why: tuple[str, ...]) -> Alert:
+        (fields,) = self._transactions.slice(row, 1).to_pylist()
+        return Alert(
+            int(fields["event_time"].timestamp() * 1000),
+            fields["customer_id"],
+            fields["terminal_id"],
+            fields["amount"],
+            score,
+            why,
+        )
+
+
 def reasons(
     vectors: NDArray[np.float64],
     names: Sequence[str],
-    contributions: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    contributions: Contributions,
 ) -> list[tuple[str, ...]]:
     """Name, for each vector, the features that raised its score most, with their values.
 

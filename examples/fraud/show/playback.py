@@ -134,6 +134,7 @@ class Playback:
         self.sent_s = np.full(scored, np.nan)
         self.sent = 0
         self.now_ms = start_ms
+        self._ended_s: float | None = None
         self._producer = producer
         self._timeline = timeline
         self._start_ms = start_ms
@@ -144,10 +145,22 @@ class Playback:
         """Let ``run`` return before everything is played."""
         self._stopping.set()
 
+    def check_drained(self, patience_s: float) -> None:
+        """Make sure that what was played is awaited no longer than ``patience_s``.
+
+        Raises:
+            DeliveryError: If the last message was sent longer ago.
+
+        """
+        if self._ended_s is not None and time.monotonic() - self._ended_s > patience_s:
+            msg = f"not all predictions came within {patience_s:.0f} s of the last event"
+            raise DeliveryError(msg)
+
     def run(self) -> None:
         """Play to the end, or until told to stop."""
         self._play()
         _finish(self._producer)
+        self._ended_s = time.monotonic()
 
     def _play(self) -> None:
         timeline, position, started_s = self._timeline, 0, time.perf_counter()
