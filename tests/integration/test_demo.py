@@ -1,0 +1,83 @@
+"""The demo runs to its end and cleans up, also when it is stopped in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+DEMO = Path(__file__).parents[2] / "examples" / "fraud" / "demo.py"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Give the demo a temporary folder of its own, in which nothing may stay behind."""
+    folder = tmp_path / "t"
+    folder.mkdir()
+    yield folder
+    left = processes_of(folder)
+    for process in left:
+        process.kill()
+    assert not left
+
+
+def processes_of(folder):
+    return [
+        process
+        for process in psutil.process_iter()
+        if any(str(folder) in part for part in command_of(process))
+    ]
+
+
+def command_of(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def start(folder, *arguments):
+    return subprocess.Popen(
+        [sys.executable, str(DEMO), "--fast", *arguments],
+        env={**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_the_demo_trains_deploys_scores_a_week_and_leaves_nothing_behind(place):
+    demo = start(place)
+
+    output, _ = demo.communicate()
+
+    assert demo.returncode == 0, output
+    assert "against the fraud reports" in output
+    assert "top 100" in output
+    assert list(place.iterdir()) == []
+    assert processes_of(place) == []
+
+
+@pytest.mark.parametrize("last_line", ["Starting a worker", "Playing the 2. "])
+def test_stopped_in_the_middle_it_leaves_nothing_behind(place, last_line):
+    demo = start(place, "--forever")
+    seen = []
+    for line in demo.stdout:
+        seen.append(line)
+        if last_line in line:
+            break
+    demo.send_signal(signal.SIGINT)
+
+    rest, _ = demo.communicate()
+
+    assert demo.returncode == 130, "".join([*seen, rest])
+    assert list(place.iterdir()) == []
+    assert processes_of(place) == []

@@ -1,0 +1,45 @@
+"""The handbook's first 450,000 transactions through Kafka, two workers and a kill.
+
+The first row that loses a row from its 37-day window is number 355,270.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from rich.console import Console
+
+from bench.parity import DATA, run
+
+ROWS = 450_000
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    if not DATA.is_dir():
+        reason = f"the handbook's data are not in {DATA}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return run(ROWS, tmp_path_factory.mktemp("parity"), Console())
+
+
+def test_every_row_comes_and_none_in_two_ways_although_a_worker_was_killed(report):
+    assert report.restarts == 1
+    assert report.missing == 0
+    assert report.differing == 0
+
+
+def test_every_feature_equals_the_handbook_at_every_row(report):
+    assert len(report.handbook) == 14
+    assert {found.rows for found in report.handbook} == {ROWS}
+    assert [found for found in report.handbook if found.mismatches] == []
+
+
+def test_history_equals_what_the_stream_emitted_to_the_last_bit(report):
+    assert len(report.history) == 15
+    assert {found.rows for found in report.history} == {ROWS}
+    assert [found for found in report.history if found.mismatches] == []
