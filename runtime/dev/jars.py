@@ -18,7 +18,7 @@ from xml.etree import ElementTree as ET
 from headrace.runtime.errors import DownloadError, explain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import httpx
 
@@ -61,10 +61,7 @@ def cache_folder() -> Path:
 def fetch(
     mirror: str | None, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Path, ...]:
-    """Return the jars on disk, downloading what the cache does not hold.
-
-    A jar enters the cache under its sha256 only after it was verified, by a rename; so a file that
-    is there is whole, and several processes may fetch at once.
+    """Return Kafka's jars on disk, downloading what the cache does not hold.
 
     Args:
         mirror: Root of a Maven repository; None: the user's Maven settings, else Maven Central.
@@ -74,12 +71,29 @@ def fetch(
         DownloadError: If a jar cannot be had, or is not the pinned one.
 
     """
-    jars = pinned()
-    folder = cache_folder() / "jars"
+    root = mirror or maven_mirror(Path.home() / ".m2" / "settings.xml") or MAVEN_CENTRAL
+    return download(pinned(), cache_folder() / "jars", root, progress)
+
+
+def download(
+    jars: Sequence[Jar],
+    folder: Path,
+    root: str,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Path, ...]:
+    """Return the files of ``jars`` in ``folder``, after bringing those that it lacks from ``root``.
+
+    A jar enters the folder under its sha256 only after it was verified, by a rename; so a file
+    that is there is whole, and several processes may download at once.
+
+    Raises:
+        DownloadError: If a jar cannot be had, or is not the pinned one.
+
+    """
     paths = tuple(folder / jar.sha256[:16] / jar.name for jar in jars)
     missing = [(jar, path) for jar, path in zip(jars, paths, strict=True) if not path.is_file()]
     if missing:
-        _download_all(missing, (mirror or _maven_mirror() or MAVEN_CENTRAL).rstrip("/"), progress)
+        _download_all(missing, root.rstrip("/"), progress)
     return paths
 
 
@@ -165,11 +179,10 @@ def _unreachable(jar: Jar, url: str, cause: str) -> DownloadError:
     return DownloadError(message)
 
 
-def _maven_mirror() -> str | None:
-    """Return the mirror of Maven Central that the user's own Maven settings name, if any."""
-    path = Path.home() / ".m2" / "settings.xml"
+def maven_mirror(settings: Path) -> str | None:
+    """Return the mirror of Maven Central that a Maven settings file names, if any."""
     try:
-        tree = ET.parse(path)  # noqa: S314 - the user's own file, read with their rights.
+        tree = ET.parse(settings)  # noqa: S314 - the user's own file, read with their rights.
     except (OSError, ET.ParseError):
         return None
     for mirror in tree.getroot().iterfind("{*}mirrors/{*}mirror"):

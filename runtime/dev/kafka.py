@@ -62,6 +62,9 @@ _PROPERTIES: Mapping[str, str] = {
     # Event times lie in the past: retention by time would delete a replayed topic.
     "log.retention.ms": "-1",
     "log.retention.bytes": "-1",
+    # After a kill the controller waits for the old session's end before it lets the broker in.
+    "broker.session.timeout.ms": "3000",
+    "broker.heartbeat.interval.ms": "500",
     # A consumer group that rests over a holiday keeps its place.
     "offsets.retention.minutes": "525600",
     "log.cleaner.dedupe.buffer.size": "4194304",

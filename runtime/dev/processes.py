@@ -43,7 +43,9 @@ def birth_of(pid: int) -> str | None:
         return None if Path("/proc/self").exists() else _birth_elsewhere(pid)
     # The name, in parentheses, may itself hold spaces and parentheses.
     fields = stat.rpartition(")")[2].split()
-    return None if fields[0] == "Z" else f"{boot}/{fields[19]}"
+    state, threads, start = fields[0], int(fields[17]), fields[19]
+    # A killed process whose first thread is gone still holds its ports and locks by the others.
+    return None if state == "Z" and threads <= 1 else f"{boot}/{start}"
 
 
 def _birth_elsewhere(pid: int) -> str | None:

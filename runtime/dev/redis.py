@@ -54,14 +54,17 @@ class RedisServer:
         options = {
             "port": str(port),
             "bind": "127.0.0.1",
-            "dir": str(self.folder),
+            "dir": _quoted(str(self.folder)),
             "dbfilename": "dump.rdb",
             "save": "60 1",
             "appendonly": "no",
             "daemonize": "no",
         }
-        arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-        return spawn([str(executable()), *arguments], self.log, self.folder)
+        # A file, because an argument of two words, as of save, would be taken for one.
+        configuration = self.folder / "redis.conf"
+        lines = [f"{name} {value}\n" for name, value in options.items()]
+        configuration.write_text("".join(lines), encoding="utf-8")
+        return spawn([str(executable()), str(configuration)], self.log, self.folder)
 
     def wait_ready(self, record: ProcessRecord, port: int) -> None:
         """Return once the server answers PING; while it loads its data it answers LOADING."""
@@ -84,3 +87,8 @@ class RedisServer:
                 )
                 raise EmbeddedError(message)
             time.sleep(POLL_S)
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.runtime.dev.processes import (
+    POLL_S,
     ProcessRecord,
     alive,
     free_ports,
@@ -33,6 +34,7 @@ _PORT_COUNT: Mapping[Service, int] = {"kafka": 2, "redis": 1, "registry": 1}
 _STATE_FILE = "stack.json"
 _STOP_TIMEOUT_S: Mapping[Service, float] = {"kafka": 30.0, "redis": 10.0, "registry": 10.0}
 _LOCK_TIMEOUT_S = 120.0
+_SETTLE_TIMEOUT_S = 60.0
 _START_ATTEMPTS = 3
 
 
@@ -198,7 +200,7 @@ class Stack:
     def _start_missing(self, progress: Callable[[str, int, int], None]) -> Endpoints:
         state = self._read()
         missing: list[Service] = [
-            name for name in self._services if not alive(state.processes.get(name))
+            name for name in self._services if not self._answers_or_ends(name, state)
         ]
         if not missing:
             return self._endpoints(state)
@@ -211,6 +213,21 @@ class Stack:
             self._write(state)
             raise
         return self._endpoints(state)
+
+    def _answers_or_ends(self, name: Service, state: _State) -> bool:
+        """Return whether a service runs, once it is sure: it may be about to start, or to end."""
+        record = state.processes.get(name)
+        deadline = time.monotonic() + _SETTLE_TIMEOUT_S
+        while alive(record):
+            if port_answers(state.ports[name][0]):
+                return True
+            if time.monotonic() > deadline:
+                message = explain(
+                    name, "answer or end", "neither", "its process", f"see {self.log_of(name)}"
+                )
+                raise EmbeddedError(message)
+            time.sleep(POLL_S)
+        return False
 
     def _start(
         self, missing: list[Service], state: _State, progress: Callable[[str, int, int], None]
