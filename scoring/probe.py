@@ -22,6 +22,8 @@ from headrace.runtime.errors import HeadraceError, explain
 from headrace.scoring.errors import ModelRefusedError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from headrace.scoring.lightgbm_text import TextModel
 
 TIMEOUT_S = 30.0
@@ -62,14 +64,11 @@ def run_probe(folder: Path, *, timeout_s: float = TIMEOUT_S) -> ProbeReport:
     Raises:
         ModelRefusedError: If the child dies, takes too long, or refuses the model.
     """
-    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    # One thread each: pools of threads would reserve address space by the number of cores.
-    environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     command = [sys.executable, "-P", "-m", "headrace.scoring.probe", str(folder)]
     try:
         done = subprocess.run(
             command,
-            env=environment,
+            env=probe_environment(os.environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout_s,
@@ -85,6 +84,13 @@ def run_probe(folder: Path, *, timeout_s: float = TIMEOUT_S) -> ProbeReport:
         )
         raise ModelRefusedError(message, "probe")
     return _report(done.stdout, folder)
+
+
+def probe_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of an environment that the child gets."""
+    kept = {name: environment[name] for name in _ENVIRONMENT if name in environment}
+    # One thread each: pools of threads would reserve address space by the number of cores.
+    return kept | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def edge_rows(model: TextModel, canary_rows: np.ndarray) -> np.ndarray:

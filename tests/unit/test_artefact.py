@@ -123,10 +123,20 @@ def test_a_manifest_other_than_the_deployed_one_is_refused(tmp_path: Path) -> No
         read_artefact(tmp_path / "a", sha256=deployed)
 
 
-FIELDS = (
-    "format model pipeline framework file features fingerprint training_set_id created_at_ms"
-    " metrics parameters canary"
-).split()
+FIELDS = [
+    "format",
+    "model",
+    "pipeline",
+    "framework",
+    "file",
+    "features",
+    "fingerprint",
+    "training_set_id",
+    "created_at_ms",
+    "metrics",
+    "parameters",
+    "canary",
+]
 
 
 @pytest.mark.parametrize("name", FIELDS)
