@@ -35,14 +35,16 @@ def duration_hint(text: object) -> str:
 
 
 def duration_text(milliseconds: int) -> str:
-    """Return the shortest text for a length of time.
+    """Return a length of time for people.
 
     Examples:
-        >>> duration_text(86_400_000), duration_text(90_000), duration_text(0)
-        ('1d', '90s', '0s')
+        >>> duration_text(86_400_000), duration_text(5_400_000), duration_text(0)
+        ('1d', '1h 30m', '0s')
 
     """
-    for unit in ("d", "h", "m", "s"):
-        if milliseconds % UNIT_MS[unit] == 0 and (milliseconds or unit == "s"):
-            return f"{milliseconds // UNIT_MS[unit]}{unit}"
-    return f"{milliseconds}ms"
+    parts = []
+    for unit in ("d", "h", "m", "s", "ms"):
+        count, milliseconds = divmod(milliseconds, UNIT_MS[unit])
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts) or "0s"

@@ -1,0 +1,292 @@
+"""What a project needs outside itself (topics, schemas), what was applied, and applying it.
+
+``<state folder>/applied.json`` is what ``headrace plan`` compares with and what freezes the number
+of partitions; the broker and the registry stay the truth about what is there.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from headrace.features.changes import Change, differences, plan_changes
+from headrace.features.compiler import compile_project, plan_from_json, plan_to_json
+from headrace.features.errors import PlanFormatError
+from headrace.features.plan import ProjectPlan
+from headrace.features.project import load_project
+from headrace.runtime import topics
+from headrace.runtime.errors import HeadraceError, explain
+from headrace.schemas.outputs import prediction_schema, snapshot_schema
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from headrace.features.plan import PipelinePlan
+    from headrace.features.project import Project
+    from headrace.runtime.settings import Settings
+    from headrace.runtime.topics import TopicSpec
+    from headrace.schemas.registry import SchemaRegistry
+
+FILE = "applied.json"
+FORMAT_VERSION = 1
+COMPATIBILITY = "FULL_TRANSITIVE"
+
+
+class AppliedError(HeadraceError):
+    """What was applied, and what the definitions now ask for, cannot both be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """All that a project's plan needs: topics by name, schemas as JSON by subject."""
+
+    plan: ProjectPlan
+    topics: tuple[TopicSpec, ...]
+    schemas: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What ``headrace apply`` did last.
+
+    ``topics`` holds the number of partitions of every topic; ``foreign`` are those sources' topics
+    that were there before: their settings are their owner's.
+    """
+
+    plan: ProjectPlan | None = None
+    topics: Mapping[str, int] = field(default_factory=dict)
+    foreign: tuple[str, ...] = ()
+    schemas: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an apply did, or with ``dry_run`` would do. ``schemas`` are ids by subject."""
+
+    changes: tuple[Change, ...]
+    created: tuple[str, ...]
+    foreign: tuple[str, ...]
+    schemas: Mapping[str, int | None]
+
+
+def target_of(project: Project) -> Target:
+    """Return what a project needs, compiled from its definitions.
+
+    Raises:
+        DefinitionError: If they break a rule.
+
+    """
+    settings = project.settings
+    plan = compile_project(project, settings.topics.partitions)
+    schemas: dict[str, str] = {}
+    sources: list[str] = []
+    for pipeline in plan.pipelines:
+        for source in pipeline.sources:
+            schemas[_subject(source.topic)] = source.schema
+            sources.append(source.topic)
+        schemas |= _output_schemas(pipeline)
+    specs = topics.topic_specs(
+        plan.project,
+        sources,
+        {p.name: [s.entity for s in p.stages if not s.direct] for p in plan.pipelines},
+        partitions=settings.topics.partitions,
+        replication=settings.topics.replication,
+        source_config={k: str(v) for k, v in settings.topics.properties.items()},
+    )
+    return Target(plan, specs, schemas)
+
+
+def _output_schemas(pipeline: PipelinePlan) -> dict[str, str]:
+    entities = [stage.entity for stage in pipeline.stages]
+    vector = [(column.name, column.dtype) for column in pipeline.vector]
+    views = [age.view for stage in pipeline.stages for age in stage.ages]
+    return {
+        _subject(topics.predictions(pipeline.name)): prediction_schema(pipeline.name, entities),
+        _subject(topics.snapshots(pipeline.name)): snapshot_schema(
+            pipeline.name, entities, vector, views
+        ),
+    }
+
+
+def _subject(topic: str) -> str:
+    return f"{topic}-value"
+
+
+def target_changes(applied: Applied, target: Target) -> tuple[Change, ...]:
+    """Return how what is needed differs from what was applied."""
+    wanted = {spec.name: _count(spec.partitions) for spec in target.topics}
+    known = {name: _count(count) for name, count in applied.topics.items()}
+    # Topics that are not ours may have any number.
+    wanted |= {name: known[name] for name in applied.foreign if name in wanted}
+    return (
+        *plan_changes(applied.plan, target.plan),
+        *differences("topic", known, wanted),
+        *differences("schema", applied.schemas, target.schemas),
+    )
+
+
+def _count(partitions: int) -> str:
+    return f"{partitions} partition{'s' if partitions > 1 else ''}"
+
+
+# --- The file -------------------------------------------------------------------------------------
+
+
+def read_applied(settings: Settings) -> Applied:
+    """Return what was applied last; nothing, if nothing was.
+
+    Raises:
+        AppliedError: If the file is damaged, or another version's.
+
+    """
+    file = settings.state_folder / FILE
+    if not file.is_file():
+        return Applied()
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        assert data["version"] == FORMAT_VERSION, f"it is of version {data['version']}"
+        plan = plan_from_json(json.dumps(data["plan"]))
+        assert isinstance(plan, ProjectPlan), "it holds one pipeline only"
+        return Applied(plan, data["topics"], tuple(data["foreign"]), data["schemas"])
+    except (ValueError, KeyError, TypeError, AssertionError, PlanFormatError) as error:
+        rule = "be one that this version of headrace wrote"
+        hint = "delete it and run 'headrace apply': topics and schemas that are there stay"
+        message = explain(FILE, rule, str(error), str(file), hint)
+        raise AppliedError(message) from error
+
+
+def write_applied(settings: Settings, applied: Applied) -> None:
+    """Keep what was applied; a crash leaves the file of before."""
+    assert applied.plan is not None
+    content: dict[str, Any] = {
+        "version": FORMAT_VERSION,
+        "plan": json.loads(plan_to_json(applied.plan)),
+        "topics": dict(applied.topics),
+        "foreign": list(applied.foreign),
+        "schemas": dict(applied.schemas),
+    }
+    folder = settings.state_folder
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{FILE}.partial"
+    partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    partial.replace(folder / FILE)
+
+
+# --- Applying -------------------------------------------------------------------------------------
+
+
+def apply_project(folder: Path, *, dry_run: bool = False) -> Outcome:
+    """Create the topics and register the schemas that a project needs; twice is as once.
+
+    Everything that can be refused is checked before anything is made.
+
+    Raises:
+        AppliedError: If partitions were changed, or a schema cannot follow the registered one.
+        HeadraceError: If the definitions are wrong, or Kafka or the registry do not answer.
+
+    """
+    from headrace.runtime.dev.stack import endpoints
+    from headrace.runtime.kafka import admin, client_properties, ensure_topics, partition_counts
+    from headrace.schemas.registry import SchemaRegistry
+
+    project = load_project(folder)
+    settings = project.settings
+    target = target_of(project)
+    applied = read_applied(settings)
+    found = endpoints(settings, project.folder)
+    client = admin(client_properties(settings, found.bootstrap_servers))
+    there = partition_counts(client, [spec.name for spec in target.topics])
+    foreign = _foreign(target.topics, there, applied)
+    own = [spec for spec in target.topics if spec.name not in foreign]
+    check_partitions(own, there, applied, foreign)
+    with SchemaRegistry(found.registry_url) as registry:
+        check_schemas(registry, target.schemas)
+        missing = tuple(spec.name for spec in own if spec.name not in there)
+        changes = target_changes(applied, target)
+        if dry_run:
+            unregistered = {subject: _registered(registry, subject) for subject in target.schemas}
+            return Outcome(changes, missing, foreign, unregistered)
+        created = ensure_topics(client, own)
+        ids = {subject: _register(registry, subject, s) for subject, s in target.schemas.items()}
+    counts = {spec.name: spec.partitions for spec in own}
+    counts |= {name: there[name] for name in foreign}
+    write_applied(settings, Applied(target.plan, counts, foreign, target.schemas))
+    return Outcome(changes, created, foreign, ids)
+
+
+def _foreign(
+    specs: Sequence[TopicSpec], there: Mapping[str, int], applied: Applied
+) -> tuple[str, ...]:
+    """Return the sources' topics that others made: they were there before the first apply."""
+    return tuple(
+        spec.name
+        for spec in specs
+        if spec.role == "source"
+        and spec.name in there
+        and (spec.name in applied.foreign or spec.name not in applied.topics)
+    )
+
+
+def check_partitions(
+    own: Sequence[TopicSpec], there: Mapping[str, int], applied: Applied, foreign: Sequence[str]
+) -> None:
+    """Refuse another number of partitions than keys were spread over.
+
+    Raises:
+        AppliedError: For a topic whose number was changed, in the settings or at the broker.
+
+    """
+    for spec in own:
+        count = there.get(spec.name, applied.topics.get(spec.name, spec.partitions))
+        if count != spec.partitions:
+            raise AppliedError(_partitions_message(spec, count))
+    for name in foreign:
+        before = applied.topics.get(name, there[name])
+        if before != there[name]:
+            rule = f"keep the {before} partitions that it had when it was applied"
+            hint = (
+                "its keys have moved: copy it to a topic of its own and name that with topic=, or "
+                "delete applied.json to go on as with a new source, with a replay"
+            )
+            raise AppliedError(explain("a topic", rule, there[name], name, hint))
+
+
+def _partitions_message(spec: TopicSpec, count: int) -> str:
+    rule = f"keep its {count} partitions: a key's state is where its events were"
+    hint = (
+        f"set topics.partitions back to {count}; or make a new start: give the source topic= and "
+        "the pipeline another name, publish the history again, and delete the old topics later"
+    )
+    return explain("a topic", rule, spec.partitions, spec.name, hint)
+
+
+def check_schemas(registry: SchemaRegistry, schemas: Mapping[str, str]) -> None:
+    """Refuse schemas that cannot follow the registered ones.
+
+    Raises:
+        AppliedError: With every subject and reason.
+
+    """
+    problems = []
+    for subject, schema in schemas.items():
+        if registry.latest(subject) is not None:
+            problems += [f"{subject}: {reason}" for reason in registry.check(subject, schema)]
+    if problems:
+        rule = "be compatible with those that events were written with"
+        hint = "give a feature or field whose type changes a new name, and new fields a default"
+        message = explain("schemas", rule, "; ".join(problems), "the registry", hint)
+        raise AppliedError(message)
+
+
+def _register(registry: SchemaRegistry, subject: str, schema: str) -> int:
+    # A level that somebody has chosen is theirs.
+    if registry.compatibility(subject) is None:
+        registry.set_compatibility(subject, COMPATIBILITY)
+    return registry.register(subject, schema)
+
+
+def _registered(registry: SchemaRegistry, subject: str) -> int | None:
+    latest = registry.latest(subject)
+    return latest[0] if latest else None
