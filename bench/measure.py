@@ -72,8 +72,11 @@ class TreeSampler:
 
     def cpu_s_between(self, first_s: float, last_s: float) -> float:
         """Return the CPU seconds used between two instants, epoch s."""
-        at = [sample.at_s for sample in self._samples]
-        used = [sample.cpu_s for sample in self._samples]
+        samples = list(self._samples)
+        if not samples:
+            return 0.0
+        at = [sample.at_s for sample in samples]
+        used = [sample.cpu_s for sample in samples]
         first, last = np.interp([first_s, last_s], at, used)
         return float(last - first)
 

@@ -110,18 +110,18 @@ class Collector:
         self._taken += len(values)
 
 
-def run(rows: int | None, work: Path, console: Console) -> ParityReport:
+def run(rows: int | None, data: Path, work: Path, console: Console) -> ParityReport:
     """Take the first ``rows`` transactions (None: all) through the stream and compare.
 
     Raises:
         BenchError: If the stream stalls or a command fails.
 
     """
-    transformed = pq.read_table(DATA / "transformed.parquet")
-    raw = pq.read_table(DATA / "raw.parquet")
+    transformed = pq.read_table(data / "transformed.parquet")
+    raw = pq.read_table(data / "raw.parquet")
     count = raw.num_rows if rows is None else min(rows, raw.num_rows)
     raw, transformed = raw.slice(0, count), transformed.slice(0, count)
-    transactions, reports = convert(raw, DATA / "customer_tie_order.json")
+    transactions, reports = convert(raw, data / "customer_tie_order.json")
     report = ParityReport()
     stack = fresh_stack(work / "stack")
     try:
@@ -259,7 +259,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     options.work.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
-    report = run(options.rows, options.work, console)
+    report = run(options.rows, DATA, options.work, console)
     _print(report, console)
     console.print(f"{time.monotonic() - started_s:.0f} s")
     return 0 if report.holds else 1

@@ -82,7 +82,7 @@ def deploy(project: Project, model: Path, canary_rows: NDArray[np.float64]) -> N
     artefact = project.folder / "artefact"
     write_artefact(
         artefact,
-        model.read_bytes(),
+        _with_names(model.read_text(), [column.name for column in plan.vector]),
         model=PIPELINE,
         pipeline=PIPELINE,
         framework_version=lightgbm.__version__,
@@ -96,6 +96,12 @@ def deploy(project: Project, model: Path, canary_rows: NDArray[np.float64]) -> N
     )
     entry = FileRegistry(project.folder / "models").add(artefact)
     project.run("deploy", f"{entry.model}/{entry.version}")
+
+
+def _with_names(model_text: str, names: list[str]) -> bytes:
+    """Return the model with its inputs called as in our plan; the peers' has no names."""
+    (line,) = [line for line in model_text.splitlines() if line.startswith("feature_names=")]
+    return model_text.replace(line, f"feature_names={' '.join(names)}", 1).encode()
 
 
 def measure(project: Project, name: str, expected: int, log: Path) -> Drain:

@@ -5,12 +5,10 @@ The first row that loses a row from its 37-day window is number 355,270.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from rich.console import Console
 
-from bench.parity import DATA, run
+from bench.parity import run
 
 ROWS = 450_000
 
@@ -18,13 +16,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    if not DATA.is_dir():
-        reason = f"the handbook's data are not in {DATA}"
-        if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return run(ROWS, tmp_path_factory.mktemp("parity"), Console())
+def report(shared_data, tmp_path_factory):
+    return run(ROWS, shared_data / "fraud", tmp_path_factory.mktemp("parity"), Console())
 
 
 def test_every_row_comes_and_none_in_two_ways_although_a_worker_was_killed(report):
