@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 import orjson
@@ -80,13 +80,14 @@ def decode_deployment(value: bytes) -> Deployment:
         message = explain("deployment", "hold every field", value[:80], "deployments topic")
         raise DeploymentError(message) from error
     texts = ("pipeline", "model", "version", "uri", "sha256", "role")
-    whole = ("revision", "at_ms")
-    wrong = [name for name in texts if not isinstance(given[name], str)]
-    wrong += [name for name in whole if type(given[name]) is not int]
-    if given["role"] not in {"champion", "challenger"}:
-        wrong.append("role")
+    wrong = [name for name in texts if not isinstance(given[name], str) or not given[name]]
+    wrong += [name for name in ("revision", "at_ms") if type(given[name]) is not int]
     if not isinstance(given["fingerprint"], str | None):
         wrong.append("fingerprint")
+    if not wrong and given["role"] not in {"champion", "challenger"}:
+        wrong = ["role"]
+    if not wrong and given["revision"] < 1:
+        wrong = ["revision"]
     if wrong:
         got = {name: given[name] for name in wrong}
         message = explain("deployment", "hold fields of the right type", got, "deployments topic")
@@ -111,14 +112,3 @@ def supersedes(event: Deployment, current: Deployment | None) -> bool:
     An event read twice, or one from before, is passed over: revisions only rise.
     """
     return current is None or event.revision > current.revision
-
-
-def as_role(text: str) -> Role:
-    """Return the role that ``text`` names.
-
-    Raises:
-        DeploymentError: If there is no such role.
-    """
-    if text not in {"champion", "challenger"}:
-        raise DeploymentError(explain("role", "be champion or challenger", text, "deployment"))
-    return cast("Role", text)
