@@ -14,7 +14,7 @@ import numpy as np
 from headrace.features.kernels.journal import abort_journal, commit_journal
 from headrace.features.kernels.keys import key_columns, read_only
 from headrace.features.kernels.layout import SIZE_CLASSES, Layout, build_layout
-from headrace.features.kernels.rings import (
+from headrace.features.kernels.memory import (
     M_ARENA,
     M_BASE_ARENA,
     M_BASE_KEYS,

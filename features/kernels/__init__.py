@@ -1,1 +1,1 @@
-"""Hot loops compiled with numba: keys and slots, exact sums, rings and windows. No I/O, no clock."""
+"""Hot loops compiled with numba: keys, slots, exact sums, rings, windows. No I/O, no clock."""

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from headrace.features.kernels.compiled import inlined, inner
+from headrace.features.kernels.compiled import inlined
 
 _TWO_32 = 4294967296.0
 _TWO_MINUS_64 = 2.0**-64
@@ -29,7 +29,7 @@ def limbs_of(x: float) -> tuple[int, int, int]:
     rest = (x - whole) * _TWO_32
     middle = math.trunc(rest)
     low = math.trunc((rest - middle) * _TWO_32)
-    return np.int64(whole), np.int64(middle), np.int64(low)
+    return whole, middle, low
 
 
 @inlined

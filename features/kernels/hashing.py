@@ -6,9 +6,14 @@ Source: the xxHash specification 0.1.1 (XXH64); librdkafka rdcrc32.c; Kafka's Ut
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from headrace.features.kernels.compiled import entry, inner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -87,7 +92,7 @@ def xxh64(data: np.ndarray, start: int, end: int, seed: np.uint64) -> np.uint64:
     return _avalanche(digest)
 
 
-def _make_hash_bytes(stamp: int):  # type: ignore[no-untyped-def]
+def _make_hash_bytes(stamp: int) -> Callable[..., Any]:
     def hash_bytes(
         data: np.ndarray, offsets: np.ndarray, seed: np.uint64, hashes: np.ndarray
     ) -> None:
@@ -102,7 +107,7 @@ def _make_hash_bytes(stamp: int):  # type: ignore[no-untyped-def]
 hash_bytes = entry(_make_hash_bytes)
 
 
-def _make_hash_integers(stamp: int):  # type: ignore[no-untyped-def]
+def _make_hash_integers(stamp: int) -> Callable[..., Any]:
     def hash_integers(integers: np.ndarray, seed: np.uint64, hashes: np.ndarray) -> None:
         """Fill ``hashes`` with the XXH64 of each number's 8 bytes, little-endian; 0 becomes 1."""
         for row in range(hashes.shape[0] if stamp >= 0 else 0):
@@ -137,7 +142,7 @@ def _murmur2(data: np.ndarray, start: int, end: int) -> np.uint32:
     return np.uint32(digest ^ (digest >> np.uint32(15)))
 
 
-def _make_murmur2(stamp: int):  # type: ignore[no-untyped-def]
+def _make_murmur2(stamp: int) -> Callable[..., Any]:
     def murmur2(data: np.ndarray, offsets: np.ndarray, count: int, partitions: np.ndarray) -> None:
         """Fill in the partition that Java clients choose for each key."""
         for row in range(partitions.shape[0] if stamp >= 0 else 0):
@@ -159,7 +164,7 @@ def _crc32(data: np.ndarray, start: int, end: int, table: np.ndarray) -> np.uint
     return np.uint32(digest ^ np.uint32(0xFFFFFFFF))
 
 
-def _make_crc32(stamp: int):  # type: ignore[no-untyped-def]
+def _make_crc32(stamp: int) -> Callable[..., Any]:
     def crc32(
         data: np.ndarray,
         offsets: np.ndarray,

@@ -7,9 +7,11 @@ the old header's count hides them. Trees are not saved but computed anew.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from headrace.features.kernels.compiled import entry
 from headrace.features.kernels.layout import COUNT, R_HEAD, R_TREE, R_TREE_END, Layout, view_layout
-from headrace.features.kernels.rings import (
+from headrace.features.kernels.memory import (
     GIVEN,
     M_BASE_KEYS,
     M_BLOCKS,
@@ -19,14 +21,17 @@ from headrace.features.kernels.rings import (
     TAKEN,
     Memory,
     push_free,
-    rebuild_trees,
-    ring_clock,
     view_memory,
 )
+from headrace.features.kernels.rings import ring_clock
 from headrace.features.kernels.slots import forget_keys
+from headrace.features.kernels.trees import rebuild_trees
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-def _make_commit(stamp: int):  # type: ignore[no-untyped-def]
+def _make_commit(stamp: int) -> Callable[..., Any]:
     def commit(memory: Memory) -> None:
         """Keep all changes; blocks that were given back can be used again."""
         state, meta = view_memory(memory), memory.meta
@@ -43,7 +48,7 @@ def _make_commit(stamp: int):  # type: ignore[no-untyped-def]
 commit_journal = entry(_make_commit)
 
 
-def _make_abort(stamp: int):  # type: ignore[no-untyped-def]
+def _make_abort(stamp: int) -> Callable[..., Any]:
     def abort(layout: Layout, memory: Memory) -> None:
         """Undo all changes since the transaction began."""
         plan, state, meta = view_layout(layout), view_memory(memory), memory.meta

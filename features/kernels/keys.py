@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from headrace.features.kernels.hashing import (
     murmur2,
 )
 from headrace.features.kernels.slots import Keys
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 # The seed is the key's type, so that 1, "1" and b"1" are three keys.
 _SEEDS = {"int64": np.uint64(1), "string": np.uint64(2), "bytes": np.uint64(3)}

@@ -195,9 +195,7 @@ def _add_window(
             if aggregate.kind != "count":
                 sums = place[FIELD_SUM if tile else FIELD_RAW, value]
                 add("sum", value, ADD_LIMBS if tile else ADD_FLOAT, sums)
-    tables.windows.append(
-        [plan.ring, plan.length_ms, plan.delay_ms, head, start, len(tables.adds)]
-    )
+    tables.windows.append([plan.ring, plan.length_ms, plan.delay_ms, head, start, len(tables.adds)])
     return words
 
 
@@ -239,9 +237,7 @@ def build_layout(stage: StagePlan) -> Layout:
         known = stage.rings[ring].known_at
         window = aggregate.window
         aggregates.append(
-            _read_row(
-                aggregate.kind, aggregate.value, row_of[window], known, words[window], tree
-            )
+            _read_row(aggregate.kind, aggregate.value, row_of[window], known, words[window], tree)
         )
     rings_of = [
         [ring for ring, plan in enumerate(stage.rings) if plan.source == entry.source]

@@ -6,7 +6,7 @@ run out, the loop returns the row and what it needs, and goes on from there when
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -53,7 +53,7 @@ from headrace.features.kernels.layout import (
     Layout,
     view_layout,
 )
-from headrace.features.kernels.rings import (
+from headrace.features.kernels.memory import (
     M_BASE_KEYS,
     M_BLOCKS,
     M_BLOCKS_ROOM,
@@ -68,18 +68,22 @@ from headrace.features.kernels.rings import (
     M_SAVED_ROOM,
     Memory,
     block_words,
-    floor_to,
     log_words,
+    view_memory,
+)
+from headrace.features.kernels.rings import (
+    floor_to,
     make_lag_room,
     make_room,
     open_gap,
-    rebuild_trees,
-    refresh_leaf,
     ring_clock,
     upper_bound,
-    view_memory,
 )
+from headrace.features.kernels.trees import rebuild_trees, refresh_leaf
 from headrace.features.kernels.windows import add_cell, read_aggregate, read_empty, seek
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Rows(NamedTuple):
@@ -139,7 +143,9 @@ def _fill_cell(
     words[0] = time
     if layout.rings[ring * R_WIDTH + R_KNOWN]:
         words[1] = known
-    for field in range(layout.rings[ring * R_WIDTH + R_FIELD], layout.rings[ring * R_WIDTH + R_FIELD_END]):
+    for field in range(
+        layout.rings[ring * R_WIDTH + R_FIELD], layout.rings[ring * R_WIDTH + R_FIELD_END]
+    ):
         kind, at = layout.fields[field * F_WIDTH + F_KIND], layout.fields[field * F_WIDTH + F_AT]
         if kind == FIELD_EVENTS:
             words[at] = 1
@@ -164,9 +170,11 @@ def _merge_cell(
     """Add the scratch event to a tile, journaled."""
     pool, pool_floats = memory.pool, memory.pool_floats
     log_words(memory, cell, layout.rings[ring * R_WIDTH + R_STRIDE])
-    for field in range(layout.rings[ring * R_WIDTH + R_FIELD], layout.rings[ring * R_WIDTH + R_FIELD_END]):
+    for field in range(
+        layout.rings[ring * R_WIDTH + R_FIELD], layout.rings[ring * R_WIDTH + R_FIELD_END]
+    ):
         kind, at = layout.fields[field * F_WIDTH + F_KIND], layout.fields[field * F_WIDTH + F_AT]
-        if kind == FIELD_EVENTS or kind == FIELD_COUNT:
+        if kind in (FIELD_EVENTS, FIELD_COUNT):
             pool[cell + at] += words[at]
         elif kind == FIELD_SUM:
             pool[cell + at] += words[at]
@@ -245,7 +253,11 @@ def _store_cell(
     """Put the scratch cell into the ring's block; return whether it went into an existing tile."""
     heads, pool = memory.heads, memory.pool
     row = ring * R_WIDTH
-    head, stride, has_known = layout.rings[row + R_HEAD], layout.rings[row + R_STRIDE], layout.rings[row + R_KNOWN] == 1
+    head, stride, has_known = (
+        layout.rings[row + R_HEAD],
+        layout.rings[row + R_STRIDE],
+        layout.rings[row + R_KNOWN] == 1,
+    )
     if layout.rings[row + R_GRAIN] > 0:
         block, count = heads[header + head + BLOCK], heads[header + head + COUNT]
         index = _find_tile(pool, block, stride, count, words[0], words[1], has_known)
@@ -310,7 +322,7 @@ def _insert_event(
 
 
 @inlined
-def _block_need(layout: Layout, memory: Memory, kind: int, count: int, capacity: int) -> int:
+def _block_need(layout: Layout, kind: int, count: int, capacity: int) -> int:
     """Return the pool words that one more cell can take at worst."""
     if count < capacity:
         return 0
@@ -326,12 +338,15 @@ def _has_room(layout: Layout, memory: Memory, header: int, rows: Rows, row: int)
     start, end = layout.input_start[source], layout.input_start[source + 1]
     for place in range(start, end):
         ring = layout.input_rings[place]
-        head, stride = layout.rings[ring * R_WIDTH + R_HEAD], layout.rings[ring * R_WIDTH + R_STRIDE]
+        head, stride = (
+            layout.rings[ring * R_WIDTH + R_HEAD],
+            layout.rings[ring * R_WIDTH + R_STRIDE],
+        )
         count, lagging = heads[header + head + COUNT], heads[header + head + LAG_COUNT]
-        words += _block_need(layout, memory, 2 * ring, count, heads[header + head + CAPACITY])
+        words += _block_need(layout, 2 * ring, count, heads[header + head + CAPACITY])
         if layout.rings[ring * R_WIDTH + R_KNOWN]:
             capacity = heads[header + head + LAG_CAPACITY]
-            words += _block_need(layout, memory, 2 * ring + 1, lagging, capacity)
+            words += _block_need(layout, 2 * ring + 1, lagging, capacity)
         if meta[M_OPEN] > 0:
             time = floor_to(rows.event_time_ms[row], layout.rings[ring * R_WIDTH + R_GRAIN])
             block = heads[header + head + BLOCK]
@@ -343,7 +358,7 @@ def _has_room(layout: Layout, memory: Memory, header: int, rows: Rows, row: int)
             log += (moved + 2) * (stride + 2)
     meta[M_NEED_POOL] = words
     meta[M_NEED_LOG] = log
-    return (
+    return bool(
         meta[M_POOL] + words <= meta[M_POOL_ROOM]
         and meta[M_LOG] + log <= meta[M_LOG_ROOM]
         and meta[M_SAVED] < meta[M_SAVED_ROOM]
@@ -365,7 +380,7 @@ def _touch(memory: Memory, slot: int, width: int) -> None:
     meta[M_SAVED] = at + 1
 
 
-def _make_apply(stamp: int):  # type: ignore[no-untyped-def]
+def _make_apply(stamp: int) -> Callable[..., Any]:
     def apply(
         layout: Layout,
         memory: Memory,

@@ -6,13 +6,17 @@ the newest keys by emptying their places in reverse order.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from headrace.features.kernels.compiled import entry, inner
-from headrace.features.kernels.layout import Layout
-from headrace.features.kernels.rings import M_ARENA, M_KEYS, Memory
+from headrace.features.kernels.memory import M_ARENA, M_KEYS, Memory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.features.kernels.layout import Layout
 
 _ZERO = np.uint64(0)
 _ONE = np.uint64(1)
@@ -29,27 +33,27 @@ class Keys(NamedTuple):
 
 
 @inner
-def _place(table: np.ndarray, key_hash: np.uint64) -> int:
+def _place(table: np.ndarray, key_hash: np.uint64) -> np.int64:
     """Return where the probing for a hash starts: its high bits, as partitions use the low."""
     return np.int64((key_hash >> np.uint64(20)) & np.uint64(table.shape[0] - 1))
 
 
 @inner
-def _is_key(memory: Memory, slot: int, keys: Keys, row: int) -> bool:
+def _is_key(memory: Memory, slot: np.int64, keys: Keys, row: int) -> bool:
     if keys.are_integers:
-        return memory.keys[slot, 0] == keys.integers[row]
+        return bool(memory.keys[slot, 0] == keys.integers[row])
     start, length = keys.offsets[row], keys.offsets[row + 1] - keys.offsets[row]
     if memory.keys[slot, 1] != length:
         return False
     stored = memory.keys[slot, 0]
-    for byte in range(length):
+    for byte in range(length):  # noqa: SIM110 - numba compiles loops, not generators
         if memory.arena[stored + byte] != keys.data[start + byte]:
             return False
     return True
 
 
 @inner
-def _find(memory: Memory, keys: Keys, row: int) -> tuple[int, int]:
+def _find(memory: Memory, keys: Keys, row: int) -> tuple[np.int64 | int, np.int64]:
     """Return (slot or -1, place in the table where it is or would be)."""
     table, key_hash = memory.table, keys.hashes[row]
     at = _place(table, key_hash)
@@ -63,9 +67,9 @@ def _find(memory: Memory, keys: Keys, row: int) -> tuple[int, int]:
 
 
 @inner
-def _create(layout: Layout, memory: Memory, keys: Keys, row: int, at: int) -> int:
+def _create(layout: Layout, memory: Memory, keys: Keys, row: int, at: np.int64) -> int:
     meta = memory.meta
-    slot = meta[M_KEYS]
+    slot = int(meta[M_KEYS])
     meta[M_KEYS] = slot + 1
     memory.table[at, 0] = keys.hashes[row]
     memory.table[at, 1] = np.uint64(slot + 1)
@@ -85,7 +89,7 @@ def _create(layout: Layout, memory: Memory, keys: Keys, row: int, at: int) -> in
     return slot
 
 
-def _make_resolve(stamp: int):  # type: ignore[no-untyped-def]
+def _make_resolve(stamp: int) -> Callable[..., Any]:
     def resolve(
         layout: Layout,
         memory: Memory,
@@ -123,7 +127,7 @@ def _make_resolve(stamp: int):  # type: ignore[no-untyped-def]
 resolve_slots = entry(_make_resolve)
 
 
-def _make_rehash(stamp: int):  # type: ignore[no-untyped-def]
+def _make_rehash(stamp: int) -> Callable[..., Any]:
     def rehash(table: np.ndarray, key_hashes: np.ndarray, count: int) -> None:
         """Fill an empty table with slots 0..count in that order, so that an abort can undo it."""
         for slot in range(count if stamp >= 0 else 0):

@@ -7,6 +7,8 @@ forward or back: accumulators are exact, so the way there leaves no trace.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from headrace.features.kernels.compiled import inlined, inner
@@ -62,14 +64,11 @@ from headrace.features.kernels.layout import (
     W_WIDTH,
     Layout,
 )
-from headrace.features.kernels.rings import (
-    Memory,
-    floor_to,
-    query_tree,
-    refresh_leaf,
-    ring_clock,
-    upper_bound,
-)
+from headrace.features.kernels.rings import floor_to, ring_clock, upper_bound
+from headrace.features.kernels.trees import query_tree, refresh_leaf
+
+if TYPE_CHECKING:
+    from headrace.features.kernels.memory import Memory
 
 
 @inlined
@@ -84,7 +83,9 @@ def add_cell(
     sign: int,
 ) -> None:
     """Add (``sign`` 1) a cell to a window's accumulators, or remove it (-1)."""
-    for add in range(layout.windows[window * W_WIDTH + W_ADD], layout.windows[window * W_WIDTH + W_ADD_END]):
+    for add in range(
+        layout.windows[window * W_WIDTH + W_ADD], layout.windows[window * W_WIDTH + W_ADD_END]
+    ):
         kind = layout.adds[add * A_WIDTH + A_KIND]
         at = layout.adds[add * A_WIDTH + A_HEAD]
         field = cell + layout.adds[add * A_WIDTH + A_FIELD]
@@ -112,7 +113,10 @@ def _move_cell(
     layout: Layout, memory: Memory, header: int, window: int, cell: int, clock: int, sign: int
 ) -> None:
     """Add or remove a cell that crosses a window's edge, unless it is not known yet."""
-    if layout.rings[layout.windows[window * W_WIDTH + W_RING] * R_WIDTH + R_KNOWN] and memory.pool[cell + 1] > clock:
+    if (
+        layout.rings[layout.windows[window * W_WIDTH + W_RING] * R_WIDTH + R_KNOWN]
+        and memory.pool[cell + 1] > clock
+    ):
         return
     add_cell(layout, memory.heads, header, window, memory.pool, memory.pool_floats, cell, sign)
 
@@ -122,7 +126,10 @@ def _seek_window(layout: Layout, memory: Memory, header: int, window: int, clock
     """Move one window to ``clock``; return whether cells that it needs were dropped before."""
     heads, pool = memory.heads, memory.pool
     ring = layout.windows[window * W_WIDTH + W_RING]
-    ring_head, stride = layout.rings[ring * R_WIDTH + R_HEAD], layout.rings[ring * R_WIDTH + R_STRIDE]
+    ring_head, stride = (
+        layout.rings[ring * R_WIDTH + R_HEAD],
+        layout.rings[ring * R_WIDTH + R_STRIDE],
+    )
     block, count = heads[header + ring_head + BLOCK], heads[header + ring_head + COUNT]
     at = layout.windows[window * W_WIDTH + W_HEAD]
     newest = clock - layout.windows[window * W_WIDTH + W_DELAY]
@@ -148,7 +155,7 @@ def _seek_window(layout: Layout, memory: Memory, header: int, window: int, clock
         _move_cell(layout, memory, header, window, block + low * stride, clock, 1)
     heads[header + at + LOW] = low
     heads[header + at + HIGH] = high
-    return heads[header + ring_head + DROPPED] > oldest
+    return bool(heads[header + ring_head + DROPPED] > oldest)
 
 
 @inner
@@ -209,8 +216,7 @@ def seek(layout: Layout, memory: Memory, header: int, rings: int, time: int) -> 
             if _seek_window(layout, memory, header, window, clock):
                 incomplete = True
     heads[header + CLOCK] = time
-    if time > heads[header + NEWEST]:
-        heads[header + NEWEST] = time
+    heads[header + NEWEST] = max(heads[header + NEWEST], time)
     return incomplete
 
 
@@ -218,7 +224,10 @@ def seek(layout: Layout, memory: Memory, header: int, rings: int, time: int) -> 
 def _read_ordered(layout: Layout, memory: Memory, header: int, aggregate: int) -> float:
     """Read what an accumulator cannot hold: min, max, last and age."""
     heads, pool = memory.heads, memory.pool
-    kind, window = layout.aggregates[aggregate * G_WIDTH + G_KIND], layout.aggregates[aggregate * G_WIDTH + G_WINDOW]
+    kind, window = (
+        layout.aggregates[aggregate * G_WIDTH + G_KIND],
+        layout.aggregates[aggregate * G_WIDTH + G_WINDOW],
+    )
     tree = layout.aggregates[aggregate * G_WIDTH + G_TREE]
     ring = layout.windows[window * W_WIDTH + W_RING]
     at = layout.windows[window * W_WIDTH + W_HEAD]
@@ -230,14 +239,15 @@ def _read_ordered(layout: Layout, memory: Memory, header: int, aggregate: int) -
         index = high - 1 if high > low else -1
     else:
         found = query_tree(layout, memory, header, ring, tree, low, high, clock)
-        if kind != READ_AGE and kind != READ_LAST:
+        if kind not in (READ_AGE, READ_LAST):
             return np.nan if np.isinf(found) else found
         index = int(found)
     if index < 0:
         return np.nan
     if kind == READ_AGE:
         return float(clock - pool[block + index * stride])
-    return memory.pool_floats[block + index * stride + layout.trees[tree * T_WIDTH + T_FIELD]]
+    field = layout.trees[tree * T_WIDTH + T_FIELD]
+    return float(memory.pool_floats[block + index * stride + field])
 
 
 @inlined
@@ -251,7 +261,7 @@ def read_aggregate(layout: Layout, memory: Memory, header: int, aggregate: int) 
         return float(heads[header + at + HIGH] - heads[header + at + LOW])
     if kind == READ_COUNT:
         return float(heads[header + layout.aggregates[row + G_COUNT]])
-    if kind == READ_SUM or kind == READ_MEAN:
+    if kind in (READ_SUM, READ_MEAN):
         count = heads[header + layout.aggregates[row + G_COUNT]]
         if count == 0:
             return np.nan
@@ -265,4 +275,4 @@ def read_aggregate(layout: Layout, memory: Memory, header: int, aggregate: int) 
 def read_empty(layout: Layout, aggregate: int) -> float:
     """Return an aggregate over no cells: 0 for a count, null for all others."""
     kind = layout.aggregates[aggregate * G_WIDTH + G_KIND]
-    return 0.0 if kind == READ_SPAN or kind == READ_COUNT else np.nan
+    return 0.0 if kind in (READ_SPAN, READ_COUNT) else np.nan

@@ -1,13 +1,14 @@
 """The kernel against the oracle on random stages and logs: equal to the last bit.
 
-    time  ──────────────────────────────────────────────►
-                (           length           ]<- delay ->t
-    counted:     cells in here, known_at <= t, that stand before the row in the log
+time  ──────────────────────────────────────────────►
+            (           length           ]<- delay ->t
+counted:     cells in here, known_at <= t, that stand before the row in the log
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 from hypothesis import given, settings
@@ -47,7 +48,7 @@ def test_cutting_a_log_into_batches_changes_no_bit(stage, log, cuts, transaction
     state = EntityState(stage)
     edges = sorted({0, len(log), *(min(cut, len(log)) for cut in cuts)})
     parts = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         if transactions:
             state.begin()
         parts.append(feed(state, log[start:end], VALUES).aggregates)
