@@ -21,6 +21,7 @@ Finish = Callable[[Any], Any]
 
 _FLOAT: Final = struct.Struct("<f")
 _DOUBLE: Final = struct.Struct("<d")
+_NESTING: Final = frozenset({"record", "enum", "array", "map"})
 _DAY: Final = {"time-millis": 86_400_000, "time-micros": 86_400_000_000}
 _DECIMALS: Final = Context(prec=MAX_DECIMAL_PRECISION)
 
@@ -33,25 +34,26 @@ class Unfit(ValueError):  # noqa: N818 - a verdict on a row.
     """A value is out of its logical type's range."""
 
 
-def compile_reader(writer: AvroType, reader: AvroType) -> Reader:
+def compile_reader(writer: AvroType, reader: AvroType, path: str = "") -> Reader:
     """Return a function from (payload, position) to (value, next position).
 
-    It raises ``Unresolvable`` or ``Unfit`` for the records that cannot be read.
+    It raises ``Unresolvable`` or ``Unfit`` for the records that cannot be read; ``path`` is where
+    the type stands, for their messages.
     """
     if writer.kind == "union":
-        return _from_union([compile_reader(branch, reader) for branch in writer.branches])
+        return _from_union([compile_reader(branch, reader, path) for branch in writer.branches])
     if reader.kind == "union":
-        return _into_union(writer, reader)
-    if writer.kind == reader.kind == "record":
-        return _record(writer, reader) if same_name(writer, reader) else _refuse(writer, reader)
-    if writer.kind == reader.kind == "enum":
-        return _enum(writer, reader) if same_name(writer, reader) else _refuse(writer, reader)
-    if writer.kind == reader.kind and writer.items is not None:
-        items = compile_reader(writer.element, reader.element)
+        return _into_union(writer, reader, path)
+    if writer.kind != reader.kind or writer.kind not in _NESTING:
+        if unreadable(writer, reader):
+            return _refuse(writer, reader, path)
+        return _converted(_plain(writer), _promotion(writer, reader), finish(reader))
+    if writer.items is not None:
+        items = compile_reader(writer.element, reader.element, f"{path}[]")
         return _array(items) if writer.kind == "array" else _map(items)
-    if unreadable(writer, reader):
-        return _refuse(writer, reader)
-    return _converted(_plain(writer), _promotion(writer, reader), finish(reader))
+    if not same_name(writer, reader):
+        return _refuse(writer, reader, path)
+    return (_record if writer.kind == "record" else _enum)(writer, reader, path)
 
 
 def shaped_default(kind: AvroType, default: Any) -> Any:
@@ -120,8 +122,8 @@ def _same(raw: Any) -> Any:
     return raw
 
 
-def _refuse(writer: AvroType, reader: AvroType) -> Reader:
-    problems = unreadable(writer, reader)
+def _refuse(writer: AvroType, reader: AvroType, path: str) -> Reader:
+    problems = unreadable(writer, reader, path)
     message = problems[0] if problems else f"{writer.describe()} is not {reader.describe()}"
 
     def read(payload: bytes, position: int) -> tuple[Any, int]:  # noqa: ARG001 - a Reader.
@@ -138,12 +140,12 @@ def _from_union(branches: list[Reader]) -> Reader:
     return read
 
 
-def _into_union(writer: AvroType, reader: AvroType) -> Reader:
+def _into_union(writer: AvroType, reader: AvroType, path: str) -> Reader:
     matching = [i for i, branch in enumerate(reader.branches) if not unreadable(writer, branch)]
     if not matching:
-        return _refuse(writer, reader)
+        return _refuse(writer, reader, path)
     index = matching[0]
-    inner = compile_reader(writer, reader.branches[index])
+    inner = compile_reader(writer, reader.branches[index], path)
     if reader.optional is not None:
         return inner
 
@@ -154,7 +156,7 @@ def _into_union(writer: AvroType, reader: AvroType) -> Reader:
     return read
 
 
-def _record(writer: AvroType, reader: AvroType) -> Reader:
+def _record(writer: AvroType, reader: AvroType, path: str) -> Reader:
     wanted = {}
     record: dict[str, Any] = {}
     for field in reader.fields:
@@ -164,14 +166,15 @@ def _record(writer: AvroType, reader: AvroType) -> Reader:
         elif field.has_default:
             record[field.name] = shaped_default(field.type, field.default)
         else:
-            return _refuse(writer, reader)
+            return _refuse(writer, reader, path)
     steps: list[tuple[str | None, Reader]] = []
     for field in writer.fields:
         target = wanted.get(field.name)
         if target is None:
             steps.append((None, compile_reader(field.type, field.type)))
         else:
-            steps.append((target.name, compile_reader(field.type, target.type)))
+            inner = f"{path}.{target.name}" if path else target.name
+            steps.append((target.name, compile_reader(field.type, target.type, inner)))
 
     def read(payload: bytes, position: int) -> tuple[Any, int]:
         values = dict(record)
@@ -184,7 +187,7 @@ def _record(writer: AvroType, reader: AvroType) -> Reader:
     return read
 
 
-def _enum(writer: AvroType, reader: AvroType) -> Reader:
+def _enum(writer: AvroType, reader: AvroType, path: str) -> Reader:
     symbols = [
         symbol if symbol in reader.symbols else reader.default_symbol for symbol in writer.symbols
     ]
@@ -192,7 +195,7 @@ def _enum(writer: AvroType, reader: AvroType) -> Reader:
     def read(payload: bytes, position: int) -> tuple[Any, int]:
         index, position = _long(payload, position)
         if symbols[index] is None:
-            message = f"symbol {writer.symbols[index]!r} is unknown to {reader.describe()}"
+            message = f"{path}: symbol {writer.symbols[index]!r} is unknown to {reader.describe()}"
             raise Unresolvable(message)
         return symbols[index], position
 

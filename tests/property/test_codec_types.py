@@ -248,7 +248,7 @@ def test_every_type_decodes_as_fastavro_decodes_it(case: tuple[str, list[bytes]]
     decoded = decoder.decode(payloads)
 
     assert decoder.fast
-    assert [] == decoded.rejected
+    assert decoded.rejected == []
     decoded.batch.validate(full=True)
     assert decoder.arrow_schema.equals(decoded.batch.schema)
     rows = [empty_as_map(comparable(row)) for row in decoded.batch.to_pylist()]
