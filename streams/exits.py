@@ -24,6 +24,7 @@ class Onward(NamedTuple):
     last: int
     watermark_ms: int
     at_end: bool
+    opening: bool
 
 
 class Exit(Protocol):
@@ -56,8 +57,14 @@ class HopExit:
 
     def write(self, onward: Onward, outputs: Outputs) -> None:
         """Add to ``outputs`` the messages for the next stage."""
-        rows, position, last, watermark_ms, at_end = onward
-        outputs.single += self._sender.send(rows, position, last, watermark_ms, at_end=at_end)
+        outputs.single += self._sender.send(
+            onward.rows,
+            onward.position,
+            onward.last,
+            onward.watermark_ms,
+            at_end=onward.at_end,
+            opening=onward.opening,
+        )
 
 
 class ScoreExit:

@@ -13,23 +13,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headrace.features.kernels.keys import crc32_partitions, murmur2_partitions
+from headrace.features.kernels.hashing import crc32, crc32_table, murmur2
+from headrace.features.kernels.keys import read_only
 from headrace.runtime.errors import explain
 from headrace.streams.errors import PartitioningError
+from headrace.streams.records import text_buffers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from headrace.features.plan import SourcePlan
 
+_CRC32_TABLE = crc32_table()
 _HINT = "define the source without a partitioner: its records are then re-keyed by headrace"
 
 
 def as_text(column: pa.Array) -> pa.Array:
     """Encode a key as text in UTF-8, bytes as they are."""
-    if pa.types.is_binary(column.type):
-        return column
-    return column.cast(pa.string()).cast(pa.binary())
+    return column.cast(pa.string()) if pa.types.is_integer(column.type) else column
 
 
 def as_quoted_text(column: pa.Array) -> pa.Array:
@@ -59,7 +60,8 @@ def placing(source: SourcePlan, raw_keys: pa.Array) -> pa.Array:
     Producers put null keys anywhere, and librdkafka empty ones too.
     """
     if source.partitioner == "crc32":
-        return pc.fill_null(pc.greater(pc.binary_length(raw_keys), 0), fill_value=False)
+        ends, _ = text_buffers(raw_keys)
+        return pa.array(ends[1:] > ends[:-1])
     return raw_keys.is_valid()
 
 
@@ -72,8 +74,6 @@ class PartitioningCheck:
         self._source = source
         self._partition = partition
         self._partitions = partitions
-        murmur2 = source.partitioner == "murmur2"
-        self._partitions_of = murmur2_partitions if murmur2 else crc32_partitions
         self._encode: Callable[[pa.Array], pa.Array] | None = None
 
     def check(self, raw_keys: pa.Array, column: pa.Array, offsets: np.ndarray) -> None:
@@ -92,15 +92,14 @@ class PartitioningCheck:
             return
         if self._encode is None:
             self._encode = self._recognise(raw_keys, column, int(offsets[0]))
-        equal = pc.equal(self._encode(column), raw_keys)
-        if equal.true_count < len(equal):
-            equal = equal.fill_null(fill_value=False)
-            row = int(np.flatnonzero(~equal.to_numpy(zero_copy_only=False))[0])
+        encoded = self._encode(column)
+        ends, data = text_buffers(raw_keys)
+        if not _equal(encoded, ends, data):
+            row = _first_other(encoded, raw_keys)
             raise self._other_key(raw_keys[row].as_py(), column[row].as_py(), int(offsets[row]))
-        partitions = self._partitions_of(raw_keys, self._partitions)
-        wrong = partitions != self._partition
-        if wrong.any():
-            row = int(np.flatnonzero(wrong)[0])
+        partitions = self._partitions_of(ends, data)
+        if (partitions != self._partition).any():
+            row = int(np.flatnonzero(partitions != self._partition)[0])
             rule = (
                 f"lie where {self._source.partitioner} puts its key,"
                 f" on partition {int(partitions[row])} of {self._partitions}"
@@ -110,12 +109,21 @@ class PartitioningCheck:
                 explain("a record", rule, got, self._where(int(offsets[row])), _HINT)
             )
 
+    def _partitions_of(self, ends: np.ndarray, data: np.ndarray) -> np.ndarray:
+        partitions = np.empty(len(ends) - 1, np.int32)
+        data = read_only(data if data.size else np.zeros(1, np.uint8))
+        if self._source.partitioner == "murmur2":
+            murmur2(data, read_only(ends), self._partitions, partitions)
+        else:
+            crc32(data, read_only(ends), _CRC32_TABLE, self._partitions, partitions)
+        return partitions
+
     def _recognise(
         self, raw_keys: pa.Array, column: pa.Array, offset: int
     ) -> Callable[[pa.Array], pa.Array]:
         first_raw, first = raw_keys[0].as_py(), column.slice(0, 1)
         for encode in ENCODINGS:
-            if encode(first)[0].as_py() == first_raw:
+            if _equal(encode(first), *text_buffers(raw_keys.slice(0, 1))):
                 return encode
         raise self._other_key(first_raw, first[0].as_py(), offset)
 
@@ -125,6 +133,20 @@ class PartitioningCheck:
 
     def _where(self, offset: int) -> str:
         return f"{self._source.topic}-{self._partition} offset {offset}"
+
+
+def _equal(encoded: pa.Array, ends: np.ndarray, data: np.ndarray) -> bool:
+    """Whether the keys are these texts; compared as a whole, since they nearly always are."""
+    if encoded.null_count:
+        return False
+    encoded_ends, encoded_data = text_buffers(encoded)
+    return np.array_equal(encoded_ends, ends) and np.array_equal(encoded_data, data)
+
+
+def _first_other(encoded: pa.Array, raw_keys: pa.Array) -> int:
+    """Return the first row whose keys differ."""
+    pairs = zip(encoded.cast(pa.binary()).to_pylist(), raw_keys.to_pylist(), strict=True)
+    return next(row for row, (ours, theirs) in enumerate(pairs) if ours != theirs)
 
 
 def _big_endian(column: pa.Array, dtype: np.dtype[Any]) -> pa.Array:

@@ -241,7 +241,7 @@ def _bytes_max(operation: tuple[int, int, int]) -> int:
     }[code]
 
 
-@numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, error_model="numpy", inline="always")
 def _put_varint(out: np.ndarray, at: int, value: int) -> int:
     left = np.uint64(value << 1) ^ np.uint64(value >> 63)
     while left >= np.uint64(128):
@@ -252,12 +252,21 @@ def _put_varint(out: np.ndarray, at: int, value: int) -> int:
     return at + 1
 
 
-@numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
-def _magnitude(value: int) -> int:
+@numba.njit(nogil=True, error_model="numpy", inline="always")
+def _copy(out: np.ndarray, at: int, data: np.ndarray, start: int, count: int) -> int:
+    # Unsigned: a signed index is asked each time whether it counts from the end.
+    to, source = np.uint64(at), np.uint64(start)
+    for index in range(np.uint64(count)):
+        out[to + index] = data[source + index]
+    return at + count
+
+
+@numba.njit(nogil=True, error_model="numpy", inline="always")
+def _magnitude(value: int) -> np.uint64:
     return np.uint64(value) if value >= 0 else np.uint64(0) - np.uint64(value)
 
 
-@numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, error_model="numpy", inline="always")
 def _decimal_bytes(value: int) -> int:
     """Count the characters of a number in decimal, its sign included."""
     left = _magnitude(value)
@@ -268,7 +277,7 @@ def _decimal_bytes(value: int) -> int:
     return count
 
 
-@numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, error_model="numpy", inline="always")
 def _put_decimal(out: np.ndarray, at: int, value: int, count: int) -> int:
     """Write a number of ``count`` characters."""
     left = _magnitude(value)
@@ -285,7 +294,7 @@ def _put_decimal(out: np.ndarray, at: int, value: int, count: int) -> int:
         place -= 1
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _write(
     operations: np.ndarray,
     constants: np.ndarray,
@@ -303,22 +312,18 @@ def _write(
         for step in range(operations.shape[0]):
             code, first, last = operations[step, 0], operations[step, 1], operations[step, 2]
             if code == _CONSTANT:
-                for index in range(first, last):
-                    out[at] = constants[index]
-                    at += 1
+                at = _copy(out, at, constants, first, last - first)
             elif code == _LONG:
                 at = _put_varint(out, at, longs[row, first])
             elif code == _NAME:
                 partition, offset = longs[row, PARTITION], longs[row, OFFSET]
                 partition_bytes, offset_bytes = _decimal_bytes(partition), _decimal_bytes(offset)
                 at = _put_varint(out, at, last - first + partition_bytes + 1 + offset_bytes)
-                for index in range(first, last):
-                    out[at] = constants[index]
-                    at += 1
+                at = _copy(out, at, constants, first, last - first)
                 at = _put_decimal(out, at, partition, partition_bytes)
                 out[at] = 45
                 at = _put_decimal(out, at + 1, offset, offset_bytes)
-            elif code == _DOUBLE or code == _WHOLE:
+            elif code <= _WHOLE:
                 number = numbers[row, first]
                 if not np.isfinite(number):
                     out[at] = _NULL_BRANCH
@@ -327,7 +332,7 @@ def _write(
                 out[at] = _VALUE_BRANCH
                 at += 1
                 if code == _WHOLE:
-                    at = _put_varint(out, at, np.int64(number))
+                    at = _put_varint(out, at, int(number))
                 else:
                     word = bits[row, first]
                     for index in range(8):
@@ -347,8 +352,6 @@ def _write(
                     at = _put_decimal(out, at, longs[row, first], count)
                 else:
                     begin, stop = ends[first, row], ends[first, row + 1]
-                    at = _put_varint(out, at, stop - begin)
-                    for index in range(begin, stop):
-                        out[at] = texts[index]
-                        at += 1
+                    at = _put_varint(out, at, int(stop - begin))
+                    at = _copy(out, at, texts, begin, stop - begin)
         cuts[row + 1] = at

@@ -148,7 +148,8 @@ class Hop:
             next(arrays)
             partition = next(arrays).to_numpy()
         else:
-            partition = np.broadcast_to(np.asarray(lane_partition, np.int32), count)
+            partition = np.empty(count, np.int32)
+            partition[:] = lane_partition
         known_at = next(arrays) if self.source.known_at is not None else event_time
         keys, incomplete, arrival_time_ms = None, np.zeros(count, bool), np.zeros(count, np.int64)
         if self.scored:
@@ -248,8 +249,9 @@ def entity_keys(plan: PipelinePlan) -> dict[str, str]:
 class LaneSender:
     """One lane's sending end: cuts rows by receiver and tells every receiver how far it has come.
 
-    A receiver that gets no rows is told when the lane has come to its end, and else when the
-    watermark has moved by half the alignment since it was last told: no row waits for more.
+    A receiver that gets no rows is told when the lane has come to its end, when it opens again
+    with a backlog before it, and else when the watermark has moved by half the alignment since it
+    was last told: no row waits for more.
     """
 
     def __init__(self, hop: Hop, partition: int) -> None:
@@ -258,8 +260,8 @@ class LaneSender:
         self._lane = Lane(hop.input, partition)
         self._told_position = [RESUMED] * hop.receivers
         self._told_watermark_ms = [NEVER] * hop.receivers
-        self._told_at_end = [False] * hop.receivers
-        self._saved: tuple[list[int], list[int], list[bool]] | None = None
+        self._told_at_end: list[bool | None] = [None] * hop.receivers
+        self._saved: tuple[list[int], list[int], list[bool | None]] | None = None
 
     @property
     def hop(self) -> Hop:
@@ -274,6 +276,7 @@ class LaneSender:
         watermark_ms: int,
         *,
         at_end: bool,
+        opening: bool = False,
     ) -> list[SingleOutput]:
         """Return the messages of one batch.
 
@@ -283,6 +286,7 @@ class LaneSender:
             last: The position up to which these rows are complete.
             watermark_ms: Largest time that this end has seen.
             at_end: Whether the log that this end reads holds no more.
+            opening: Whether it held no more before, and now there is a backlog.
 
         """
         hop = self._hop
@@ -305,7 +309,7 @@ class LaneSender:
                 pieces = cut(packed.slice(start, stop - start))
                 outputs += [self._piece(receiver_index, piece) for piece in pieces[:-1]]
                 body = pieces[-1].serialize().to_pybytes()
-            elif self._must_tell(receiver_index, watermark_ms, at_end=at_end):
+            elif self._must_tell(receiver_index, watermark_ms, at_end=at_end, opening=opening):
                 body = b""
             else:
                 continue
@@ -330,9 +334,9 @@ class LaneSender:
         self._told_position, self._told_watermark_ms, self._told_at_end = self._saved
         self._saved = None
 
-    def _must_tell(self, receiver: int, watermark_ms: int, *, at_end: bool) -> bool:
-        if at_end:
-            return not self._told_at_end[receiver]
+    def _must_tell(self, receiver: int, watermark_ms: int, *, at_end: bool, opening: bool) -> bool:
+        if at_end or opening:
+            return self._told_at_end[receiver] is not at_end
         step = self._hop.alignment_ms // 2
         return watermark_ms - self._told_watermark_ms[receiver] > step
 

@@ -20,7 +20,7 @@ from headrace.streams.errors import LaneError
 from headrace.streams.exits import Onward, exit_of
 from headrace.streams.lanes import NEVER, Lane, LaneNote, LaneTable
 from headrace.streams.rekey import hop_to
-from headrace.streams.routes import emits
+from headrace.streams.routes import emits, opens
 from headrace.streams.stage import entity_keys_of, with_stage
 
 if TYPE_CHECKING:
@@ -87,8 +87,9 @@ class RekeyedStageProcessor:
         """
         outputs = Outputs()
         steps = []
+        was_at_end, opened = self._lanes.all_at_end, False
         for index, offset in enumerate(batch.offsets.tolist()):
-            self._take_in(batch, index)
+            opened |= self._take_in(batch, index)
             runs = self._lanes.release()
             if runs:
                 steps.append(_Step(runs, offset >= batch.emit_from))
@@ -98,12 +99,13 @@ class RekeyedStageProcessor:
         self._watermark_ms = max(self._watermark_ms, self._lanes.watermark_ms)
         if emits(batch):
             at_end = batch.at_end and self._lanes.all_at_end
-            last = self._position - 1
-            self._exit.write(Onward(rows, position, last, self._watermark_ms, at_end), outputs)
+            opening = not at_end and (opens(batch) or (opened and was_at_end))
+            last, watermark_ms = self._position - 1, self._watermark_ms
+            self._exit.write(Onward(rows, position, last, watermark_ms, at_end, opening), outputs)
         return outputs
 
-    def _take_in(self, batch: EventBatch, index: int) -> None:
-        """Note what a message says, and hold its new rows back."""
+    def _take_in(self, batch: EventBatch, index: int) -> bool:
+        """Take a message in; return whether all it says is that its lane is not at its end."""
         where = f"{batch.topic}-{batch.partition} offset {int(batch.offsets[index])}"
         note = LaneNote.from_headers(batch.headers[index], where)
         lane = note.lane
@@ -115,14 +117,18 @@ class RekeyedStageProcessor:
             raise LaneError(explain("a re-keyed message", rule, got, where, hint))
         high_water = self._lanes.high_water(lane)
         value = batch.values[index]
-        if not self._lanes.accept(note) or not value:
-            return
+        fresh = self._lanes.accept(note)
+        if not value:
+            return not note.at_end
+        if not fresh:
+            return False
         hop = self._hops[lane.input]
         packed = pa.ipc.read_record_batch(pa.py_buffer(value), hop.schema)
         position = hop.positions(packed)
         if position[0] <= high_water:
             packed = packed.slice(int(np.searchsorted(position, high_water, side="right")))
         self._lanes.hold(lane, packed, hop.event_time_ms(packed))
+        return False
 
     def _sequence(self, steps: list[_Step]) -> _Sequence:
         """Put the rows of each step in the order of event time; equal times stay as they lie."""

@@ -46,8 +46,14 @@ class SourceRoutes:
             return
         rows = emitted(batch, rows)
         for sender in self._senders:
-            messages = sender.send(rows, rows.offset, self._last, watermark_ms, at_end=batch.at_end)
-            outputs.single += messages
+            outputs.single += sender.send(
+                rows,
+                rows.offset,
+                self._last,
+                watermark_ms,
+                at_end=batch.at_end,
+                opening=opens(batch),
+            )
 
     def begin(self) -> None:
         """Remember the state, for ``abort``."""
@@ -84,7 +90,7 @@ def source_rows(batch: EventBatch, accepted: Accepted) -> StreamRows:
     keys = batch.keys if whole else [batch.keys[row] for row in rows.tolist()]
     return StreamRows(
         events,
-        np.broadcast_to(np.int32(batch.partition), rows.size),
+        np.full(rows.size, batch.partition, np.int32),
         batch.offsets if whole else batch.offsets[rows],
         batch.arrival_time_ms if whole else batch.arrival_time_ms[rows],
         pa.array(keys, pa.binary()),
@@ -100,11 +106,16 @@ def last_offset(batch: EventBatch, before: int) -> int:
 
 
 def emits(batch: EventBatch) -> bool:
-    """Whether anything of the batch may be sent: a row of it, or that the log holds no more.
+    """Whether anything of the batch may be sent: a row of it, or where the log stands.
 
     That the log holds no more is told on a silent replay, too: whoever stopped may not have told.
     """
-    return batch.at_end or (len(batch) > 0 and int(batch.offsets[-1]) >= batch.emit_from)
+    return batch.at_end or opens(batch) or int(batch.offsets[-1]) >= batch.emit_from
+
+
+def opens(batch: EventBatch) -> bool:
+    """Whether the batch only says that there is a backlog: no row, and not at the end."""
+    return not len(batch) and not batch.at_end
 
 
 def emitted(batch: EventBatch, rows: StreamRows) -> StreamRows:

@@ -20,7 +20,7 @@ from headrace.streams.exits import Onward, exit_of
 from headrace.streams.lanes import RESUMED
 from headrace.streams.partitioning import PartitioningCheck, placing
 from headrace.streams.rekey import ARROW_TYPES
-from headrace.streams.routes import SourceRoutes, emits, emitted, last_offset, source_rows
+from headrace.streams.routes import SourceRoutes, emits, emitted, last_offset, opens, source_rows
 from headrace.streams.sieve import SourceSieve
 
 if TYPE_CHECKING:
@@ -97,8 +97,10 @@ class DirectStageProcessor:
             rows = with_stage(self._stage, rows, applied.aggregates, applied.incomplete)
             rows = emitted(batch, rows)
             watermark_ms = self._sieve.watermark_ms
-            onward = Onward(rows, rows.offset, self._last, watermark_ms, batch.at_end)
-            self._exit.write(onward, outputs)
+            self._exit.write(
+                Onward(rows, rows.offset, self._last, watermark_ms, batch.at_end, opens(batch)),
+                outputs,
+            )
             if self._routes:
                 self._routes.send(batch, rows, watermark_ms, outputs)
         return outputs

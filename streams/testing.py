@@ -191,6 +191,7 @@ class Driver:
             abort_odds: How likely a batch is undone and processed again.
 
         """
+        self._open()
         while True:
             waiting = [owned for owned in self.owned.values() if self._has_work(owned)]
             if not waiting:
@@ -210,6 +211,12 @@ class Driver:
                 self.crash(owned)
             elif self._random.random() < 0.3:
                 owned.committed = max(owned.committed, owned.position)
+
+    def _open(self) -> None:
+        """Tell of the backlogs before anything is read, as a worker does when it starts."""
+        for owned in self.owned.values():
+            if owned.position < len(self._log(owned)) and not owned.paused:
+                self.step(owned, 0)
 
     def step(self, owned: Owned, count: int, sent: float = 1.0) -> Outputs:
         """Process the next ``count`` messages and send the first part ``sent`` of the outputs."""
