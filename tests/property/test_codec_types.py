@@ -6,10 +6,9 @@ import io
 import json
 import math
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import fastavro
@@ -20,6 +19,9 @@ from headrace.schemas.arrays import batch_of
 from headrace.schemas.avro import parse_record
 from headrace.schemas.codec import SchemaDecoder
 from headrace.schemas.resolver import compile_reader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 INT = st.integers(-(2**31), 2**31 - 1)
 LONG = st.integers(-(2**63), 2**63 - 1)

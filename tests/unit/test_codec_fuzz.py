@@ -157,7 +157,7 @@ def read_by_fastavro(schema: Any, payload: bytes) -> bool:
     ("schema", "make"), [(FLAT, flat_row), (NESTED, nested_row)], ids=["flat", "nested"]
 )
 def test_damaged_records_are_refused_or_read_as_fastavro_reads_them(schema, make) -> None:
-    rng = random.Random(20_260)  # noqa: S311 - seeded on purpose.
+    rng = random.Random(20_260)
     whole = [encoded(schema, make(rng.randrange(1000))) for _ in range(500)]
     payloads, good = [], []
     for _ in range(MUTANTS):

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from headrace.schemas.avro import parse
 from headrace.schemas.compatibility import LEVELS, incompatibilities, unreadable
 from headrace.schemas.errors import SchemaError, SchemaRefused
-from headrace.schemas.avro import parse
 
 
 def enum(

@@ -1,16 +1,19 @@
-"""The header of each value, several schemas in one batch, and a registry that says no or nothing."""
+"""Headers, several schemas in one batch, and a registry that says no or nothing."""
 
 from __future__ import annotations
 
 import io
 import json
+from typing import TYPE_CHECKING
 
 import fastavro
 import pytest
 
-from headrace.schemas.codec import Decoded
 from headrace.schemas.errors import RegistryUnavailableError, SchemaRefused, UnknownSchemaError
 from headrace.schemas.wire import WireDecoder
+
+if TYPE_CHECKING:
+    from headrace.schemas.codec import Decoded
 
 LIMIT = 1000
 
