@@ -202,18 +202,21 @@ class RegistryLog:
                 "group.id": _OWNER,
                 "group.instance.id": self._instance,
                 "enable.auto.commit": False,
+                # Sticky: who comes later gets nothing as long as the first one is there.
+                "partition.assignment.strategy": "cooperative-sticky",
                 "session.timeout.ms": 6_000,
                 "heartbeat.interval.ms": 1_000,
             }
         )
 
         def given(consumer: Consumer, partitions: list[TopicPartition]) -> None:
-            consumer.assign(partitions)
+            consumer.incremental_assign(partitions)
             if partitions:
                 consumer.pause(partitions)
                 self._become_writer()
 
-        def taken(_consumer: Consumer, _partitions: list[TopicPartition]) -> None:
+        def taken(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            consumer.incremental_unassign(partitions)
             self._producer = None
             _log.info("registry_reads_only", instance=self._instance)
 
