@@ -41,7 +41,8 @@ def test_one_stage_equals_brute_force_under_crashes_and_aborts(logs, seed):
 
     driver = drive(plan, logs, seed=seed, crash_odds=0.1, abort_odds=0.1)
 
-    assert driver.crashes and driver.aborts
+    assert driver.crashes
+    assert driver.aborts
     assert differences(driver.snapshots(), expected(plan, logs)) == []
     assert once(driver.predictions()).num_rows == 400
 
@@ -52,7 +53,8 @@ def test_two_stages_equal_brute_force_under_any_interleaving(logs, seed):
 
     driver = drive(plan, logs, seed=seed, crash_odds=0.05, abort_odds=0.05)
 
-    assert driver.crashes and driver.aborts
+    assert driver.crashes
+    assert driver.aborts
     assert differences(driver.snapshots(), expected(plan, logs)) == []
 
 
