@@ -130,14 +130,14 @@ def delete_topics(client: AdminClient, names: Iterable[str]) -> None:
                 raise _unavailable(error) from error
 
 
-def cluster_id(client: AdminClient) -> str:
+def cluster_id(client: AdminClient, timeout_s: float = _TIMEOUT_S) -> str:
     """Return the id of the cluster that answers."""
-    return str(_metadata(client).cluster_id)
+    return str(_metadata(client, timeout_s).cluster_id)
 
 
-def _metadata(client: AdminClient) -> Any:
+def _metadata(client: AdminClient, timeout_s: float = _TIMEOUT_S) -> Any:
     try:
-        return client.list_topics(timeout=_TIMEOUT_S)
+        return client.list_topics(timeout=timeout_s)
     except KafkaException as error:
         raise _unavailable(error) from error
 
