@@ -1,0 +1,121 @@
+"""Events at rest: Parquet and Arrow files, folders of them, tables and frames, batch by batch.
+
+The order of the rows in a file, and of the files by name, is the order of arrival.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.lake.errors import HistoryError
+from headrace.runtime.errors import explain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pandas as pd
+
+    Data: TypeAlias = pa.Table | pa.RecordBatch | pd.DataFrame | str | Path
+
+BATCH_ROWS = 262_144
+_PARQUET = (".parquet", ".pq")
+_ARROW = (".arrow", ".feather", ".ipc")
+
+
+@dataclass(frozen=True, slots=True)
+class EventReader:
+    """A source's events: a table in memory, or files in the order of their names."""
+
+    name: str
+    table: pa.Table | None
+    files: tuple[Path, ...]
+    row_count: int
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the events in order with those of ``columns`` that there are."""
+        if self.table is not None:
+            names = _present(columns, self.table.schema.names)
+            yield from self.table.select(names).to_batches(max_chunksize=BATCH_ROWS)
+            return
+        for file in self.files:
+            yield from _file_batches(file, columns)
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return all events with those of ``columns`` that there are; None: with all."""
+        if self.table is not None:
+            return self.table.select(_present(columns, self.table.schema.names))
+        tables = [_read_file(file, columns) for file in self.files]
+        return tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+
+
+def open_events(name: str, data: Data) -> EventReader:
+    """Return a reader of ``data``: a table, a pandas frame, a file or a folder of files.
+
+    Raises:
+        HistoryError: If it is none of these, or the file or folder holds no events.
+
+    """
+    where = f"source {name}"
+    if isinstance(data, pa.RecordBatch):
+        data = pa.Table.from_batches([data])
+    if isinstance(data, pa.Table):
+        return EventReader(name, data, (), data.num_rows)
+    if isinstance(data, str | Path):
+        files = _files(Path(data), where)
+        return EventReader(name, None, files, sum(map(_count_rows, files)))
+    if hasattr(data, "columns") and hasattr(data, "index"):
+        table = pa.Table.from_pandas(data, preserve_index=False)
+        return EventReader(name, table.replace_schema_metadata(None), (), table.num_rows)
+    rule = "be an Arrow table, a pandas frame, or the path of Parquet or Arrow files"
+    raise HistoryError(explain("data", rule, type(data).__name__, where))
+
+
+def _files(path: Path, where: str) -> tuple[Path, ...]:
+    known = _PARQUET + _ARROW
+    if path.is_file():
+        if path.suffix in known:
+            return (path,)
+        rule = f"end in one of {', '.join(known)}"
+        raise HistoryError(explain("a file of events", rule, path.name, where))
+    files = (
+        sorted(file for file in path.rglob("*") if file.suffix in known) if path.is_dir() else []
+    )
+    if not files:
+        rule = "be a file, or a folder with Parquet or Arrow files"
+        raise HistoryError(explain("a path of events", rule, str(path), where))
+    return tuple(files)
+
+
+def _present(columns: Sequence[str] | None, names: Sequence[str]) -> list[str]:
+    return list(names) if columns is None else [name for name in columns if name in names]
+
+
+def _count_rows(file: Path) -> int:
+    if file.suffix in _PARQUET:
+        return int(pq.read_metadata(file).num_rows)
+    with pa.memory_map(str(file)) as source, pa.ipc.open_file(source) as reader:
+        return sum(reader.get_batch(index).num_rows for index in range(reader.num_record_batches))
+
+
+def _file_batches(file: Path, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    if file.suffix in _PARQUET:
+        with pq.ParquetFile(file) as reader:
+            names = _present(columns, reader.schema_arrow.names)
+            yield from reader.iter_batches(batch_size=BATCH_ROWS, columns=names)
+        return
+    with pa.memory_map(str(file)) as source, pa.ipc.open_file(source) as reader:
+        names = _present(columns, reader.schema.names)
+        for index in range(reader.num_record_batches):
+            yield reader.get_batch(index).select(names)
+
+
+def _read_file(file: Path, columns: Sequence[str] | None) -> pa.Table:
+    if file.suffix in _PARQUET:
+        with pq.ParquetFile(file) as reader:
+            return reader.read(columns=_present(columns, reader.schema_arrow.names))
+    return pa.Table.from_batches(list(_file_batches(file, columns)))
