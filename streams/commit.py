@@ -125,6 +125,9 @@ def producer_properties(
 
 
 def _by_partition(messages: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    places = {message.get("partition", _ANY_PARTITION) for message in messages}
+    if len(places) == 1:
+        return {places.pop(): messages}
     rows: dict[int, list[dict[str, Any]]] = {}
     for message in messages:
         rows.setdefault(message.get("partition", _ANY_PARTITION), []).append(message)

@@ -15,6 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from headrace.runtime import topics
 from headrace.runtime.errors import explain
+from headrace.runtime.kafka import end_offsets
 from headrace.streams.batch import SingleOutput
 from headrace.streams.errors import ReplayError
 from headrace.streams.sieve import ATTEMPT_HEADER, ERROR_HEADER_PREFIX
@@ -75,15 +76,17 @@ class ReplayReport:
 def read_dlq(client: Mapping[str, Any], source_topic: str, partitions: int) -> Iterator[Refused]:
     """Yield the records of a source's DLQ that no replay has sent yet, partition by partition.
 
-    The topic is read twice: for the markers, then for the records; payloads are not kept.
+    The topic is read twice: for the markers, then for the records; payloads are not kept. What is
+    refused after the call's first step is not seen, or a replay would chase its own records.
 
     Raises:
         ReplayError: If the DLQ cannot be read.
 
     """
     topic = topics.dlq(source_topic)
-    done = _replayed(_messages(client, topic, partitions))
-    for row in _messages(client, topic, partitions):
+    ends = end_offsets(client, [(topic, partition) for partition in range(partitions)])
+    done = _replayed(_messages(client, topic, ends))
+    for row in _messages(client, topic, ends):
         if (row.partition(), row.offset()) not in done:
             refused = _refused(row)
             if refused is not None:
@@ -202,8 +205,10 @@ def _refused(row: Row) -> Refused | None:
     )
 
 
-def _messages(client: Mapping[str, Any], topic: str, partitions: int) -> Iterator[Row]:
-    """Yield all that a topic holds now, partition by partition as far as it comes."""
+def _messages(
+    client: Mapping[str, Any], topic: str, ends: Mapping[tuple[str, int], int]
+) -> Iterator[Row]:
+    """Yield a topic's messages below ``ends``, partition by partition as far as they come."""
     consumer = Consumer(
         {
             **client,
@@ -214,20 +219,22 @@ def _messages(client: Mapping[str, Any], topic: str, partitions: int) -> Iterato
             "isolation.level": "read_committed",
         }
     )
+    left = {partition: end for (_, partition), end in ends.items() if end > 0}
     try:
-        consumer.assign([TopicPartition(topic, partition, 0) for partition in range(partitions)])
-        left = set(range(partitions))
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in left])
         while left:
-            message = consumer.poll(POLL_S)
+            message = cast("Row | None", consumer.poll(POLL_S))
             if message is None:
                 continue
             error = message.error()
-            if error is None:
-                yield cast("Row", message)
-            elif error.code() == _END:
-                left.discard(cast("int", message.partition()))
-            else:
+            if error is not None and error.code() != _END:
                 raise ReplayError(explain("the DLQ", "be readable", error.str(), topic))
+            partition = message.partition()
+            if error is None and message.offset() < left.get(partition, 0):
+                yield message
+            # The end can be a control record's: then only the event of the end tells.
+            if error is not None or message.offset() + 1 >= left.get(partition, 0):
+                left.pop(partition, None)
     except KafkaException as error:
         raise ReplayError(explain("the DLQ", "be readable", str(error), topic)) from error
     finally:

@@ -56,6 +56,40 @@ class Row(Protocol):
         ...
 
 
+class BatchSizer:
+    """How many rows to take at once, by the time and the memory that one hand-over may cost."""
+
+    ROWS_MIN = 500
+
+    def __init__(self, rows_max: int, budget_s: float) -> None:
+        self._rows_max = rows_max
+        self._budget_s = budget_s
+        self._row_cost_s = 0.0
+        self._by_time = min(rows_max, 4 * self.ROWS_MIN)
+        self._by_bytes = rows_max
+
+    @property
+    def rows(self) -> int:
+        """The number of rows to take next."""
+        return min(self._by_time, self._by_bytes)
+
+    def cut(self, rows: int, pieces: int) -> None:
+        """Take note that ``rows`` had to be cut into so many batches for their size."""
+        if pieces > 1:
+            self._by_bytes = max(1, rows // pieces)
+        else:
+            self._by_bytes = min(self._rows_max, 2 * self._by_bytes)
+
+    def worked(self, rows: int, seconds: float) -> None:
+        """Take note of how long rows took; few rows say little about one."""
+        if rows < self.ROWS_MIN // 5:
+            return
+        cost_s = seconds / rows
+        self._row_cost_s = 0.8 * self._row_cost_s + 0.2 * cost_s if self._row_cost_s else cost_s
+        fitting = int(self._budget_s / max(self._row_cost_s, 1e-9))
+        self._by_time = min(self._rows_max, max(self.ROWS_MIN, fitting))
+
+
 Rows = dict[tuple[str, int], list[Row]]
 
 

@@ -21,7 +21,7 @@ from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
 from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, producer_properties
 from headrace.streams.errors import DeliveryError, PositionError
-from headrace.streams.intake import Row, batches, end_batch, group
+from headrace.streams.intake import BatchSizer, Row, batches, end_batch, group
 from headrace.streams.positions import Mismatch, OwnedPartition, own
 from headrace.streams.tickets import ProcessorTable, Ticket
 
@@ -39,7 +39,6 @@ BUSY_WAIT_S = 0.001
 # While a ticket takes longer (registry away, first compilation) the consumer is paused and polled,
 # or the group would take the worker for dead.
 STALL_S = 1.0
-ROWS_MIN = 500
 REVOKE_BUDGET_S = 30.0
 FLUSH_BUDGET_S = 10.0
 REPLAY_REPORT_S = 5.0
@@ -104,7 +103,9 @@ def consumer_properties(options: SourceOptions) -> dict[str, Any]:
         "session.timeout.ms": 6_000,
         "heartbeat.interval.ms": 1_500,
         "queued.min.messages": 50_000,
-        "queued.max.messages.kbytes": 64 * 1024,
+        # Records that compress well come out of one fetch many times as large.
+        "queued.max.messages.kbytes": 32 * 1024,
+        "max.partition.fetch.bytes": 256 * 1024,
         "fetch.wait.max.ms": 10,
         # librdkafka's default of 1 s would let a full queue run dry.
         "fetch.queue.backoff.ms": 2,
@@ -138,8 +139,7 @@ class Source:
         self._tickets: deque[Ticket] = deque()
         self._stash: list[Row] = []
         self._epoch = 0
-        self._rows_max = min(options.batch_rows_max, ROWS_MIN * 4)
-        self._row_cost_s = 0.0
+        self._sizer = BatchSizer(options.batch_rows_max, options.batch_budget_ms / 1000)
         self._fault: BaseException | None = None
         self._stopping = False
         self._drain_wanted = True
@@ -215,8 +215,8 @@ class Source:
     def _take(self) -> None:
         """Hand over what can be had at once; with nothing there, wait for a ticket a moment."""
         messages, self._stash = self._stash, []
-        if len(messages) < self._rows_max and (messages or self._tickets):
-            wanted = self._rows_max - len(messages)
+        if len(messages) < self._sizer.rows and (messages or self._tickets):
+            wanted = self._sizer.rows - len(messages)
             messages += cast("list[Row]", self._consumer.consume(wanted, 0))
             self._polled_s = time.monotonic()
         if messages:
@@ -240,6 +240,7 @@ class Source:
                 continue
             owned.high_offset = max(owned.high_offset, self._high_offset(owned))
             made = batches(owned, found, owned.high_offset)
+            self._sizer.cut(len(found), len(made))
             owned.next_offset = found[-1].offset() + 1
             owned.end_told = made[-1].at_end
             ticket_batches += made
@@ -318,7 +319,7 @@ class Source:
         """Send what the oldest ticket caused; its exception is raised here."""
         ticket = self._tickets.popleft()
         results = ticket.future.result()
-        self._adapt(ticket)
+        self._sizer.worked(ticket.rows, ticket.finished_s - ticket.started_s)
         self._guarantee.begin()
         self._sending = True
         try:
@@ -337,17 +338,6 @@ class Source:
             self._sending = False
         if self._replaying:
             self._report_replay()
-
-    def _adapt(self, ticket: Ticket) -> None:
-        """Fit the number of rows of a hand-over to the time that one may take."""
-        rows = ticket.rows
-        if rows < ROWS_MIN // 5:
-            return
-        cost_s = (ticket.finished_s - ticket.started_s) / rows
-        self._row_cost_s = cost_s if not self._row_cost_s else 0.8 * self._row_cost_s + 0.2 * cost_s
-        fitting = int(self._options.batch_budget_ms / 1000 / max(self._row_cost_s, 1e-9))
-        self._rows_max = max(min(ROWS_MIN, self._options.batch_rows_max), fitting)
-        self._rows_max = min(self._rows_max, self._options.batch_rows_max)
 
     def _commit(self, wait: bool) -> None:
         self._next_commit_s = time.monotonic() + self._options.commit_interval_ms / 1000
