@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 from numba import njit
 
-from headrace.schemas.memory import load8, load64, store8, store32, store64
+from headrace.schemas.memory import address_of, load8, load64, store8, store32, store64
 
 # The operations, and the operands behind each. They stand here because numba's cache looks at this
 # file alone: a number that changed elsewhere would meet code compiled with the old one.
@@ -487,7 +487,7 @@ def walk(
     (records,), zero at first; ``places`` (records, 2): pc and byte of a refusal. All C-contiguous.
     """
     frames = np.zeros((MAX_REPEATS, 2), dtype=np.int64)
-    base = payload.ctypes.data
+    base = address_of(payload)
     saved = slots.copy()
     good = 0
     for row in range(len(starts)):
@@ -498,10 +498,10 @@ def walk(
             start,
             base + ends[row],
             base + len(payload),
-            ops.ctypes.data,
-            constants.ctypes.data,
-            slots.ctypes.data,
-            frames.ctypes.data,
+            address_of(ops),
+            address_of(constants),
+            address_of(slots),
+            address_of(frames),
             write,
         )
         verdicts[row] = verdict
