@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.features.changes import Change, differences, plan_changes
 from headrace.features.compiler import compile_project, plan_from_json, plan_to_json
-from headrace.features.errors import PlanFormatError
+from headrace.features.errors import DefinitionError, PlanFormatError
 from headrace.features.plan import ProjectPlan
 from headrace.features.project import load_project
 from headrace.runtime import topics
 from headrace.runtime.errors import HeadraceError, explain
+from headrace.schemas.errors import SchemaRefused
 from headrace.schemas.outputs import prediction_schema, snapshot_schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from headrace.features.definitions import Source
     from headrace.features.plan import PipelinePlan
     from headrace.features.project import Project
     from headrace.runtime.settings import Settings
@@ -40,11 +42,16 @@ class AppliedError(HeadraceError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """All that a project's plan needs: topics by name, schemas as JSON by subject."""
+    """All that a project's plan needs: topics by name, schemas as JSON by subject.
+
+    ``decoders`` says by source how events written with its own schema are read: ``fast``, or
+    ``fallback`` record by record.
+    """
 
     plan: ProjectPlan
     topics: tuple[TopicSpec, ...]
     schemas: Mapping[str, str]
+    decoders: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +70,13 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an apply did, or with ``dry_run`` would do. ``schemas`` are ids by subject."""
+    """What an apply did, or with ``dry_run`` would do.
 
+    ``first``: nothing was applied before. ``foreign`` topics are left as they are. ``schemas`` are
+    ids by subject, None where none is registered.
+    """
+
+    first: bool
     changes: tuple[Change, ...]
     created: tuple[str, ...]
     foreign: tuple[str, ...]
@@ -75,16 +87,18 @@ def target_of(project: Project) -> Target:
     """Return what a project needs, compiled from its definitions.
 
     Raises:
-        DefinitionError: If they break a rule.
+        DefinitionError: If they break a rule, or a source's schema cannot be decoded safely.
 
     """
     settings = project.settings
     plan = compile_project(project, settings.topics.partitions)
     schemas: dict[str, str] = {}
+    decoders: dict[str, str] = {}
     sources: list[str] = []
     for pipeline in plan.pipelines:
         for source in pipeline.sources:
             schemas[_subject(source.topic)] = source.schema
+            decoders[source.name] = _decoder(source.schema, project.source(source.name))
             sources.append(source.topic)
         schemas |= _output_schemas(pipeline)
     specs = topics.topic_specs(
@@ -95,7 +109,17 @@ def target_of(project: Project) -> Target:
         replication=settings.topics.replication,
         source_config={k: str(v) for k, v in settings.topics.properties.items()},
     )
-    return Target(plan, specs, schemas)
+    return Target(plan, specs, schemas, decoders)
+
+
+def _decoder(schema: str, source: Source) -> str:
+    from headrace.schemas.codec import SchemaDecoder
+
+    try:
+        return "fast" if SchemaDecoder(schema).fast else "fallback"
+    except SchemaRefused as error:
+        message = f"schema of source {source.name}: {error}"
+        raise DefinitionError(message, source.location) from error
 
 
 def _output_schemas(pipeline: PipelinePlan) -> dict[str, str]:
@@ -204,16 +228,16 @@ def apply_project(folder: Path, *, dry_run: bool = False) -> Outcome:
     with SchemaRegistry(found.registry_url) as registry:
         check_schemas(registry, target.schemas)
         missing = tuple(spec.name for spec in own if spec.name not in there)
-        changes = target_changes(applied, target)
+        first, changes = applied.plan is None, target_changes(applied, target)
         if dry_run:
             unregistered = {subject: _registered(registry, subject) for subject in target.schemas}
-            return Outcome(changes, missing, foreign, unregistered)
+            return Outcome(first, changes, missing, foreign, unregistered)
         created = ensure_topics(client, own)
         ids = {subject: _register(registry, subject, s) for subject, s in target.schemas.items()}
     counts = {spec.name: spec.partitions for spec in own}
     counts |= {name: there[name] for name in foreign}
     write_applied(settings, Applied(target.plan, counts, foreign, target.schemas))
-    return Outcome(changes, created, foreign, ids)
+    return Outcome(first, changes, created, foreign, ids)
 
 
 def _foreign(

@@ -46,8 +46,9 @@ def apply(
         )
         return
     console = Console(soft_wrap=True, highlight=False)
-    for line in change_lines(outcome.changes):
-        console.print(line)
+    if not outcome.first:
+        for line in change_lines(outcome.changes):
+            console.print(line)
     would = "would make" if dry_run else "made"
     for name in outcome.created:
         console.print(f"{would} topic {name}")

@@ -49,6 +49,7 @@ def plan(
                 for t in target.topics
             ],
             "schemas": {subject: json.loads(s) for subject, s in target.schemas.items()},
+            "decoders": dict(target.decoders),
             "changes": [dataclasses.asdict(change) for change in changes],
         }
         typer.echo(json.dumps(content))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -20,10 +19,12 @@ from headrace.features.durations import duration_text
 from headrace.runtime import topics
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from rich.console import RenderableType
 
     from headrace.cli.applied import Target
-    from headrace.features.plan import PipelinePlan, RingPlan, SourcePlan, StagePlan
+    from headrace.features.plan import PipelinePlan, RingPlan, StagePlan
 
 _MARKS = {"added": "[green]+[/]", "removed": "[red]-[/]", "changed": "[yellow]~[/]"}
 
@@ -33,7 +34,7 @@ def plan_tree(target: Target) -> Tree:
     plan = target.plan
     tree = Tree(f"project [bold]{plan.project}[/]")
     for pipeline in plan.pipelines:
-        _add_pipeline(tree, pipeline)
+        _add_pipeline(tree, pipeline, target.decoders)
     partitions = {topic.partitions for topic in target.topics if topic.role != "deployments"}
     branch = tree.add(f"topics: {len(target.topics)}, {_join(partitions)} partitions each")
     for topic in target.topics:
@@ -42,7 +43,7 @@ def plan_tree(target: Target) -> Tree:
     return tree
 
 
-def _add_pipeline(tree: Tree, plan: PipelinePlan) -> None:
+def _add_pipeline(tree: Tree, plan: PipelinePlan, decoders: Mapping[str, str]) -> None:
     branch = tree.add(
         f"pipeline [bold]{plan.name}[/] scores every event of {plan.source}  "
         f"[dim]fingerprint {plan.fingerprint}[/]"
@@ -52,7 +53,7 @@ def _add_pipeline(tree: Tree, plan: PipelinePlan) -> None:
         how, _, columns = source_text(plan, source.name).partition("; ")
         branch_of_source = sources.add(f"[bold]{source.name}[/]: {escape(how)}")
         branch_of_source.add(escape(columns))
-        branch_of_source.add(_decoder_text(source))
+        branch_of_source.add(_DECODERS[decoders[source.name]])
     for number, stage in enumerate(plan.stages, start=1):
         _add_stage(branch, number, stage)
     vector = branch.add(f"vector: {len(plan.vector)} columns")
@@ -70,12 +71,10 @@ def _add_pipeline(tree: Tree, plan: PipelinePlan) -> None:
     branch.add(f"writes {topics.predictions(plan.name)} and {topics.snapshots(plan.name)}")
 
 
-def _decoder_text(source: SourcePlan) -> str:
-    from headrace.schemas.codec import SchemaDecoder
-
-    if SchemaDecoder(source.schema).fast:
-        return "decoder: fast, by columns"
-    return "decoder: [yellow]fallback, record by record[/]: the schema has a type or reference"
+_DECODERS = {
+    "fast": "decoder: fast, by columns",
+    "fallback": "decoder: [yellow]fallback, record by record[/]",
+}
 
 
 def _add_stage(tree: Tree, number: int, stage: StagePlan) -> None:

@@ -18,6 +18,7 @@ def test_each_row_of_a_bulk_lies_on_its_own_partition_in_the_order_sent(stack, u
 
     producer.send_bulk(unique_name, [dict(row) for row in rows])
     assert producer.flush(30)
+    del producer  # Else it looks for the broker when that is gone.
 
     expected = {p: [r["value"] for r in rows if r["partition"] == p] for p in range(3)}
     assert read_by_partition(client, unique_name, 3) == expected
