@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,8 +23,11 @@ _counter = itertools.count()
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
     """Return where Kafka, Redis and the schema registry are; they end with the run."""
-    with Stack(tmp_path_factory.mktemp("stack")) as endpoints:
+    folder = tmp_path_factory.mktemp("stack")
+    with Stack(folder) as endpoints:
         yield endpoints
+    # The logs stay with the run's other files; the data may be gigabytes.
+    shutil.rmtree(folder / "kafka" / "data")
 
 
 @pytest.fixture
