@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset
 
 from headrace.features.columns import check_rows, event_columns
+from headrace.lake.events import open_events
 from headrace.runtime.errors import explain
 from headrace.training.errors import TrainingError
 from headrace.training.evaluate import NEVER_MS
@@ -19,16 +19,19 @@ from headrace.training.split import Period
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from headrace.features.columns import EventColumns
     from headrace.features.plan import LabelPlan, PipelinePlan, SourcePlan
+    from headrace.lake.events import Data
 
 CANARY_ROWS = 32
 
 
 class History(Protocol):
-    """Computes the plan's vector for events as the stream would have."""
+    """Computes the plan's vector for events as the stream would have.
+
+    ``headrace.lake.history.event_vectors`` does.
+    """
 
     def __call__(
         self, plan: PipelinePlan, tables: Mapping[str, pa.Table], rows: np.ndarray
@@ -65,27 +68,24 @@ class TrainingSet:
         return (self.positive_known_at_ms <= cutoff_ms).astype(np.int8)
 
 
-def read_source(path: Path, source: SourcePlan, label: LabelPlan | None = None) -> pa.Table:
-    """Return the columns of a source that the plan reads, from Parquet or Arrow files.
+def read_source(data: Data, source: SourcePlan) -> pa.Table:
+    """Return the columns of a source that the plan reads.
+
+    Args:
+        data: A table, a frame, or the path of Parquet or Arrow files.
+        source: The source.
 
     Raises:
-        TrainingError: If the file or one of the columns is missing.
+        TrainingError: If a column is missing.
+        HistoryError: If it cannot be read.
     """
     names = [column.name for column in source.columns]
-    if label is not None and label.source == source.name:
-        names += [name for name in (label.on, label.column) if name not in names]
-    where = f"history of source {source.name}"
-    kind = "ipc" if path.suffix in {".arrow", ".feather", ".ipc"} else "parquet"
-    try:
-        data = pyarrow.dataset.dataset(path, format=kind)
-        missing = [name for name in names if name not in data.schema.names]
-        if missing:
-            hint = f"the file has {data.schema.names}"
-            raise TrainingError(explain(str(path), f"hold {missing}", "none such", where, hint))
-        return data.to_table(columns=names)
-    except (OSError, pa.ArrowInvalid) as error:
-        message = explain("file", "be Parquet or Arrow", str(error), where, "see headrace.yaml")
-        raise TrainingError(message) from error
+    table = open_events(source.name, data).read(names)
+    missing = [name for name in names if name not in table.schema.names]
+    if missing:
+        where = f"the history of source {source.name}"
+        raise TrainingError(explain("file", f"hold {missing}", table.schema.names, where))
+    return table
 
 
 def source_period(table: pa.Table, source: SourcePlan) -> Period:

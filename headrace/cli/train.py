@@ -46,6 +46,7 @@ def train(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from headrace.lake.history import event_vectors
     from headrace.runtime.clock import SystemClock
     from headrace.training.registry import FileRegistry
     from headrace.training.run import open_training
@@ -67,7 +68,7 @@ def train(
             training.plan,
             training.tables,
             training.split,
-            training.history,
+            event_vectors,
             FileRegistry(training.registry_folder),
             name=name or training.plan.name,
             at_ms=SystemClock().now_ms(),
