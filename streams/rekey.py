@@ -298,8 +298,8 @@ class LaneSender:
             packed = hop.pack(rows, position)
             if hop.receivers > 1:
                 receiver = hop.receiver_of(rows)
-                order = np.argsort(receiver, kind="stable")
-                packed = packed.take(pa.array(order))
+                if (receiver[1:] < receiver[:-1]).any():
+                    packed = packed.take(pa.array(np.argsort(receiver, kind="stable")))
                 np.cumsum(np.bincount(receiver, minlength=hop.receivers), out=bounds[1:])
             else:
                 bounds[1] = packed.num_rows

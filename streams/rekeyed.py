@@ -64,6 +64,7 @@ class RekeyedStageProcessor:
         self._lanes = lane_table(plan, stage_index, context)
         self._state = EntityState(stage)
         self._exit = exit_of(plan, stage_index, partition, context)
+        self._scored_inputs = np.array([stage_input.scored for stage_input in stage.inputs])
         self._position = 0
         self._watermark_ms = NEVER
         self._saved = (0, NEVER)
@@ -137,7 +138,7 @@ class RekeyedStageProcessor:
         marks: list[np.ndarray] = []
         start = 0
         for runs, emits_step in steps:
-            times = np.concatenate([run.event_time_ms for run in runs])
+            times = _joined([run.event_time_ms for run in runs])
             rank = np.arange(start, start + times.size)
             if len(runs) > 1:
                 order = np.argsort(times, kind="stable")
@@ -151,8 +152,8 @@ class RekeyedStageProcessor:
                 places.setdefault(run.lane.input, []).append(rank[used:stop])
                 used = stop
         groups = {index: self._unpack(index, runs) for index, runs in runs_by_input.items()}
-        place = {index: np.concatenate(parts) for index, parts in places.items()}
-        return _Sequence(groups, place, np.concatenate(marks))
+        place = {index: _joined(parts) for index, parts in places.items()}
+        return _Sequence(groups, place, _joined(marks))
 
     def _unpack(self, input_index: int, runs: list[Released]) -> StreamRows:
         hop = self._hops[input_index]
@@ -170,26 +171,24 @@ class RekeyedStageProcessor:
         """Apply rows to the state; return those to be handed on, and their positions."""
         stage, inputs = self._stage, self._stage.inputs
         groups = sequence.groups
-        place = np.concatenate([sequence.place[index] for index in groups])
-        order = np.empty_like(place)
-        order[place] = np.arange(place.size)
+        place = _joined([sequence.place[index] for index in groups])
+        order = _inverse(place)
+        input_of = np.repeat(np.array(list(groups), np.int8), [len(r) for r in groups.values()])
+        input_of = input_of[order]
+        scored = self._scored_inputs[input_of]
         keys = [entity_keys_of(stage, inputs[index].key, rows) for index, rows in groups.items()]
+        keys_in_order = keys[0] if len(keys) == 1 else pa.concat_arrays(keys)
         values = [
             value_matrix(stage, inputs[index].source, rows.events, rows.features)
             for index, rows in groups.items()
         ]
-        input_of = np.repeat(
-            np.array(list(groups), np.int8), [len(rows) for rows in groups.values()]
-        )
-        scored_inputs = np.array([stage_input.scored for stage_input in inputs])
-        scored = scored_inputs[input_of[order]]
         events = [rows.events for rows in groups.values()]
         applied = self._state.apply(
-            pa.concat_arrays(keys).take(pa.array(order)),
-            input_of[order],
-            np.concatenate([part.event_time_ms for part in events])[order],
-            np.concatenate([part.known_at_ms for part in events])[order],
-            np.concatenate(values)[order],
+            keys_in_order if _is_range(order) else keys_in_order.take(pa.array(order)),
+            input_of,
+            _joined([part.event_time_ms for part in events])[order],
+            _joined([part.known_at_ms for part in events])[order],
+            _joined(values)[order],
             scored,
         )
         asked = next((index for index in groups if inputs[index].scored), None)
@@ -210,9 +209,13 @@ class RekeyedStageProcessor:
         # Where each asked row stands within its own group.
         within = np.empty(place.size, np.int64)
         within[sequence.place[asked]] = np.arange(len(rows))
-        rows = rows.take(within[ranks])
-        rows = with_stage(stage, rows, applied.aggregates[ranks], applied.incomplete[ranks])
-        return rows, position
+        picked = within[ranks]
+        if picked.size < len(rows) or not _is_range(picked):
+            rows = rows.take(picked)
+        aggregates, incomplete = applied.aggregates, applied.incomplete
+        if ranks.size < place.size:
+            aggregates, incomplete = aggregates[ranks], incomplete[ranks]
+        return with_stage(stage, rows, aggregates, incomplete), position
 
     def begin(self) -> None:
         """Remember the state, for ``abort``."""
@@ -230,6 +233,21 @@ class RekeyedStageProcessor:
         self._position, self._watermark_ms = self._saved
         for part in (self._lanes, self._state, self._exit):
             part.abort()
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _inverse(place: np.ndarray) -> np.ndarray:
+    """Return where each rank stands, given the rank of each place."""
+    order = np.empty_like(place)
+    order[place] = np.arange(place.size)
+    return order
+
+
+def _is_range(order: np.ndarray) -> bool:
+    return bool((order == np.arange(order.size)).all())
 
 
 def lane_table(plan: PipelinePlan, stage_index: int, context: ProcessorContext) -> LaneTable:
