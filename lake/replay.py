@@ -279,7 +279,9 @@ class Replay:
         columns = [column.name for column in source.columns]
         order_by = self._order_by.get(source.name)
         wanted = columns if order_by is None or order_by in columns else [*columns, order_by]
-        parts = [reader.read(wanted)] if self._small else reader.batches(wanted)
+        # An empty source still has columns, which only reading it whole gives.
+        whole = self._small or reader.row_count == 0
+        parts = [reader.read(wanted)] if whole else reader.batches(wanted)
         for part in parts:
             chunk = self._chunk(part, source, position, order_by)
             position += part.num_rows
