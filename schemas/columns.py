@@ -63,6 +63,8 @@ class Walked:
             program.ops,
             program.constants,
             self._slots,
+            self._slots.copy(),
+            np.empty((walker.MAX_REPEATS, 2), dtype=np.int64),
             write,
             self.verdicts,
             self.places,

@@ -8,12 +8,14 @@ began, and the walk goes on with the next one.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
 from numba import njit
 
 from headrace.schemas.memory import address_of, load8, load64, store8, store32, store64
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # The operations, and the operands behind each. They stand here because numba's cache looks at this
 # file alone: a number that changed elsewhere would meet code compiled with the old one.
@@ -473,6 +475,8 @@ def walk(
     ops: np.ndarray,
     constants: np.ndarray,
     slots: np.ndarray,
+    saved: np.ndarray,
+    frames: np.ndarray,
     write: bool,
     verdicts: np.ndarray,
     places: np.ndarray,
@@ -483,12 +487,11 @@ def walk(
     it, records that already have a verdict are passed by: there is no room for what they declare.
 
     Shape: ``payload`` uint8; ``starts``, ``ends`` (records,) int64 positions in it; ``ops`` and
-    ``constants`` as in ``program.Program``; ``slots`` (slots, SLOT_COLUMNS) int64; ``verdicts``
-    (records,), zero at first; ``places`` (records, 2): pc and byte of a refusal. All C-contiguous.
+    ``constants`` as in ``program.Program``; ``slots`` and a copy, ``saved``, (slots, SLOT_COLUMNS)
+    int64; ``frames`` (MAX_REPEATS, 2) int64, room to work in; ``verdicts`` (records,), zero at
+    first; ``places`` (records, 2): pc and byte of a refusal. All C-contiguous.
     """
-    frames = np.zeros((MAX_REPEATS, 2), dtype=np.int64)
     base = address_of(payload)
-    saved = slots.copy()
     good = 0
     for row in range(len(starts)):
         if write and verdicts[row] != OK:
@@ -513,5 +516,7 @@ def walk(
         else:
             places[row, 0] = pc
             places[row, 1] = position - start
-            slots[:] = saved
+            for slot in range(len(slots)):
+                slots[slot, CELLS] = saved[slot, CELLS]
+                slots[slot, FILLED] = saved[slot, FILLED]
     return good
