@@ -74,6 +74,17 @@ def test_null_is_replaced_by_defaults_and_a_count_of_nothing_is_zero():
         np.testing.assert_array_equal(features[name], values, err_msg=name)
 
 
+def test_a_ratio_over_nothing_is_null_even_where_something_is_above_it():
+    # Two sources: facts of an entity that has no events of the other.
+    (stage,) = plan().stages
+    aggregates = np.array([[0.0, NULL, NULL, 2.0, NULL]])
+
+    features = stage_features(stage, aggregates)
+
+    assert np.isnan(features["buyer__known_1d"]).all()
+    assert features["buyer__known0_1d"].tolist() == [0.0]
+
+
 def test_the_age_of_a_view_is_that_of_its_newest_event():
     (stage,) = plan().stages
 
