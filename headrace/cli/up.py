@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from headrace.cli.options import AsJson, Folder
 
 if TYPE_CHECKING:
-    from headrace.runtime.dev.stack import Stack
+    from collections.abc import Callable, Iterator
 
 
 def up(*, project: Folder = Path(), as_json: AsJson = False) -> None:
@@ -25,7 +26,8 @@ def up(*, project: Folder = Path(), as_json: AsJson = False) -> None:
     if as_json:
         stack.up()
     else:
-        _start_with_progress(stack)
+        with downloading() as show:
+            stack.up(show)
     found = endpoints(settings, project)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found)))
@@ -36,12 +38,14 @@ def up(*, project: Folder = Path(), as_json: AsJson = False) -> None:
     typer.echo(f"data and logs are below {stack.folder}; 'headrace down' stops them")
 
 
-def _start_with_progress(stack: Stack) -> None:
+@contextlib.contextmanager
+def downloading() -> Iterator[Callable[[str, int, int], None]]:
+    """Show a line on stderr while the body runs; what it yields is told (what, done, count)."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
-    # On stderr: what the command prints is the addresses.
+    # On stderr: what the command prints is its result.
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("starting", total=None)
 
@@ -49,4 +53,4 @@ def _start_with_progress(stack: Stack) -> None:
             text = f"{what}, {done} of {count} files" if count else what
             progress.update(task, description=text, completed=done, total=count or None)
 
-        stack.up(show)
+        yield show

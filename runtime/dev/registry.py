@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -46,10 +48,15 @@ class RegistryServer:
             "--port",
             str(port),
             "--instance",
-            "embedded",
+            self._instance(),
         ]
         environment = {"HEADRACE_REGISTRY_KAFKA": json.dumps(dict(kafka))}
         return spawn(command, self.log, self.folder, environment)
+
+    def _instance(self) -> str:
+        """Return a name that a restart keeps and another project on the same Kafka has not."""
+        place = hashlib.sha256(str(self.folder).encode()).hexdigest()[:8]
+        return f"{socket.gethostname()}-{place}"
 
     def wait_ready(self, record: ProcessRecord, port: int) -> None:
         """Return once the registry has read its topic and may be written to."""

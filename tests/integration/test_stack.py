@@ -252,3 +252,13 @@ def test_up_status_and_down_from_the_command_line(project):
     stopped = {one["service"]: one["clean"] for one in json.loads(down.stdout)["stopped"]}
     assert stopped == {"registry": True, "redis": True, "kafka": True}
     assert headrace(project, "status").returncode == 4
+
+
+def test_what_was_fetched_ahead_of_time_needs_no_network_any_more(project):
+    jars.fetch(None)
+    (port,) = free_ports(1)
+
+    done = headrace(project, "fetch", "--mirror", f"http://127.0.0.1:{port}/maven")
+
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"{len(jars.pinned())} files")
