@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from confluent_kafka import Consumer, TopicPartition
@@ -25,13 +26,13 @@ from bench.outputs import OutputDecoder, event_ids, matrix
 from bench.parity_check import Collected, Comparison, ParityReport, compare_bits, compare_handbook
 from bench.project import Project, fresh_stack, make_project
 from examples.fraud.handbook import convert
+from headrace.lake.history import history
 from headrace.runtime import topics
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from headrace.runtime.dev.stack import Endpoints
@@ -51,6 +52,7 @@ class Collector:
 
     def __init__(self, endpoints: Endpoints, collected: Collected) -> None:
         self._collected = collected
+        self._bootstrap_servers = endpoints.bootstrap_servers
         self._decoder = OutputDecoder(endpoints.registry_url)
         self._consumer = Consumer(
             {
@@ -81,7 +83,12 @@ class Collector:
             BenchError: If that does not come about, or something cannot be read.
 
         """
-        (end,) = end_offset_sums(self._consumer, [topics.snapshots(PIPELINE)], PARTITION_COUNT)
+        # A client of its own: asked from here, the one that the thread consumes with never answers.
+        probe = Consumer({"bootstrap.servers": self._bootstrap_servers, "group.id": "parity.probe"})
+        try:
+            (end,) = end_offset_sums(probe, [topics.snapshots(PIPELINE)], PARTITION_COUNT)
+        finally:
+            probe.close()
         deadline_s = time.monotonic() + STALL_S
         while self._taken < end:
             self.check()
@@ -212,7 +219,17 @@ def _check_workers(workers: Sequence[subprocess.Popen[bytes]], logs: Sequence[Pa
 def _history(
     project: Project, transactions: pa.Table, names: Sequence[str]
 ) -> dict[str, NDArray[np.float64]]:
-    raise NotImplementedError
+    """Return every feature of every transaction from history, by transaction id."""
+    data = project.folder / "data"
+    table = history(
+        transactions.select(["transaction_id"]),
+        project.plan(PIPELINE),
+        sources={name: data / f"{name}.parquet" for name in ("transactions", "reports")},
+    )
+    # Row n is the transaction with id n: the tied pairs stand in another order in the file.
+    order = np.argsort(table["transaction_id"].to_numpy())
+    columns = {name: table[name].cast(pa.float64()).to_numpy() for name in names}
+    return {name: column[order] for name, column in columns.items()}
 
 
 def _print(report: ParityReport, console: Console) -> None:

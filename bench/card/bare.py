@@ -20,7 +20,7 @@ OUTPUT = b"x" * 90
 
 
 def run(bootstrap_servers: str, source: str, target: str, count: int) -> None:
-    """Copy ``count`` messages' keys and partitions to ``target``, with a constant value."""
+    """Write a constant value with each of ``count`` messages' keys to ``target``."""
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap_servers,
@@ -42,8 +42,7 @@ def run(bootstrap_servers: str, source: str, target: str, count: int) -> None:
     done = 0
     while done < count:
         outputs = [
-            {"value": OUTPUT, "key": message.key(), "partition": message.partition()}
-            for message in consumer.consume(BATCH, 1.0)
+            {"value": OUTPUT, "key": message.key()} for message in consumer.consume(BATCH, 1.0)
         ]
         while outputs:
             producer.produce_batch(target, outputs)

@@ -92,7 +92,7 @@ def kafka_streams(
         raise BenchError(msg)
     figures: dict[str, Any] = json.loads(lines[-1])
     return PeerRun(
-        name="Kafka Streams, at-least-once, 2 threads",
+        name="Kafka Streams",
         outputs=figures["out"],
         rate=figures["rate"],
         cpu_s_per_million=figures["cpu_s_per_M"],

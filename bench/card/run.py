@@ -111,7 +111,7 @@ def _bare(endpoints: Endpoints, events: int, work: Path) -> Drain:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:
         return drain(
-            "bare consume-and-produce loop",
+            "bare loop",
             [*command, str(events)],
             servers,
             [BARE_TOPIC],
@@ -137,7 +137,7 @@ def _ours(
     ours.deploy(project, model, reference[:16, 1:])
     log = work / f"worker-{number}.log"
     log.unlink(missing_ok=True)
-    results.ours.append(ours.measure(project, "headrace, one worker", len(reference), log))
+    results.ours.append(ours.measure(project, "headrace", len(reference), log))
     results.checks.append(ours.check(project, reference))
 
 
@@ -178,7 +178,7 @@ def _report(results: Results, events: Events, console: Console, work: Path) -> i
     for column in table.columns[1:5]:
         column.justify = "right"
     for run in results.bare:
-        table.add_row(*_row(run), "not checked, constant")
+        table.add_row(*_row(run), "constant")
     for run, check in zip(results.ours, results.checks, strict=True):
         verdict = "[green]all right[/]" if check.holds else f"[red]{check}[/]"
         table.add_row(*_row(run), verdict)
