@@ -28,7 +28,7 @@ class AmountModel:
         return vector[:, 0] * self.factor
 
 
-def batch_of(driver, messages, *, first=0, emit_from=0, at_end=True):
+def batch_of(messages, *, first=0, emit_from=0, at_end=True):
     return EventBatch(
         topic="payments",
         partition=0,
@@ -142,8 +142,8 @@ def test_a_silent_replay_emits_and_counts_nothing_but_keeps_state():
     log = driver._logs["payments"][0]
     processor = build(driver.plan, "payments", 0, driver.context)
 
-    silent = processor.process(batch_of(driver, log[:4], emit_from=4, at_end=False))
-    loud = processor.process(batch_of(driver, log[4:], first=4, emit_from=4))
+    silent = processor.process(batch_of(log[:4], emit_from=4, at_end=False))
+    loud = processor.process(batch_of(log[4:], first=4, emit_from=4))
 
     assert (silent.events, silent.scored, silent.bulk, silent.single) == (0, 0, [], [])
     assert not silent.rejected

@@ -8,7 +8,15 @@ import math
 
 import fastavro
 import pytest
-from stream_cases import HOUR_MS, START_MS, make_payments, make_reports, one_stage, two_stages
+from stream_cases import (
+    DAY_MS,
+    HOUR_MS,
+    START_MS,
+    make_payments,
+    make_reports,
+    one_stage,
+    two_stages,
+)
 
 from headrace.streams.errors import LaneError, PartitioningError
 from headrace.streams.testing import ARRIVAL_TIME_MS, MAX_RECORD_BYTES, Driver, Message
@@ -133,15 +141,25 @@ def test_a_record_behind_the_lateness_leaves_for_the_late_topic_and_changes_noth
 
 
 def test_an_update_only_record_is_late_by_when_it_was_known_not_by_its_event():
-    payments = make_payments(50, seed=1)
     driver = Driver(two_stages(), partitions=1)
-    driver.send("payments", payments)
-    # A day after its payment, in the order in which they become known.
-    driver.send("reports", make_reports(payments, seed=2, share=1.0))
+    (report,) = make_reports(make_payments(1, seed=1), seed=2, share=1.0)
+    days = [(5.0, 6.0), (1.0, 6.1), (0.5, 5.0), (5.9, 5.9)]
+    reports = [
+        report
+        | {
+            "report_id": f"r{number}",
+            "event_time": START_MS + int(event_day * DAY_MS),
+            "known_at": START_MS + int(known_day * DAY_MS),
+        }
+        for number, (event_day, known_day) in enumerate(days)
+    ]
+    driver.send("reports", reports)
 
     driver.run()
 
-    assert driver.late("reports") == []
+    assert [message.value for message in driver.late("reports")] == [
+        driver.encode("reports", report) for report in reports[2:]
+    ]
 
 
 @pytest.mark.parametrize("kafka_key", [None, b"c1"])
