@@ -16,7 +16,3 @@ class RegistryError(HeadraceError):
     def http_status(self) -> int:
         """Return the HTTP status: 40401 is a 404, 409 is itself."""
         return self.code if self.code < 1000 else self.code // 100
-
-
-class RegistryLogError(HeadraceError):
-    """The registry's topic cannot be read or written."""

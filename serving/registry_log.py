@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from headrace.runtime.errors import KafkaUnavailableError
+from headrace.runtime.errors import HeadraceError, KafkaUnavailableError
 from headrace.runtime.kafka import admin, ensure_topics
 from headrace.runtime.logging import get_logger
 from headrace.runtime.topics import TopicSpec
-from headrace.serving.errors import RegistryError, RegistryLogError
+from headrace.serving.errors import RegistryError
 from headrace.serving.registry_subjects import LOG_FAILED, READ_ONLY
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class RegistryLog:
         self._subjects = subjects
         self._changed = threading.Condition()
         self._position = 0
+        self._holds_place = False
         self._producer: Producer | None = None
         self._failure: BaseException | None = None
         self._ended = threading.Event()
@@ -89,9 +90,7 @@ class RegistryLog:
             RegistryError: 42205 if this instance is not the writer, 50001 if Kafka fails.
 
         """
-        producer = self._producer
-        if producer is None:
-            raise self._read_only()
+        producer = self._writer()
         offsets: list[int] = []
 
         def delivered(error: KafkaError | None, message: Any) -> None:
@@ -104,11 +103,7 @@ class RegistryLog:
                 producer.produce(TOPIC, key=key, value=value, partition=0, on_delivery=delivered)
             producer.commit_transaction(_WRITE_TIMEOUT_S)
         except KafkaException as error:
-            self._give_up(error)
-            if error.args[0].code() in {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH}:
-                raise self._read_only() from error
-            message = f"the registry's log must take writes; {error.args[0].str()}; try again"
-            raise RegistryError(LOG_FAILED, message) from error
+            raise self._give_up(error) from error
         self._wait_for(max(offsets) + 1)
 
     def _read_only(self) -> RegistryError:
@@ -118,12 +113,27 @@ class RegistryLog:
         )
         return RegistryError(READ_ONLY, message)
 
-    def _give_up(self, error: KafkaException) -> None:
+    def _writer(self) -> Producer:
+        """Return the producer; after a failed write a new one, which settles the old one's fate."""
+        if not self._holds_place:
+            raise self._read_only()
+        if self._producer is None:
+            try:
+                self._become_writer()
+            except KafkaException as error:
+                raise self._give_up(error) from error
+        assert self._producer is not None
+        return self._producer
+
+    def _give_up(self, error: KafkaException) -> RegistryError:
         """Write no more with a producer whose last transaction has an unknown outcome."""
         _log.warning("registry_write_failed", instance=self._instance, error=str(error))
         self._producer = None
-        if error.args[0].code() not in {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH}:
-            self._become_writer()
+        if error.args[0].code() in {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH}:
+            self._holds_place = False
+            return self._read_only()
+        message = f"the registry's log must take writes; {error.args[0].str()}; try again"
+        return RegistryError(LOG_FAILED, message)
 
     def _make_topic(self) -> None:
         spec = TopicSpec(TOPIC, "deployments", 1, 1, {"cleanup.policy": "compact"})
@@ -141,7 +151,7 @@ class RegistryLog:
     def _run(self, work: Any) -> None:
         try:
             work()
-        except (KafkaException, RegistryLogError, ValueError, KeyError) as error:
+        except (KafkaException, HeadraceError, ValueError, KeyError) as error:
             _log.exception("registry_thread_failed", instance=self._instance)
             with self._changed:
                 self._failure = error
@@ -214,9 +224,11 @@ class RegistryLog:
             if partitions:
                 consumer.pause(partitions)
                 self._become_writer()
+                self._holds_place = True
 
         def taken(consumer: Consumer, partitions: list[TopicPartition]) -> None:
             consumer.incremental_unassign(partitions)
+            self._holds_place = False
             self._producer = None
             _log.info("registry_reads_only", instance=self._instance)
 
@@ -226,6 +238,7 @@ class RegistryLog:
             error = None if message is None else message.error()
             if error is not None and error.fatal():
                 # Another process came under the same instance name: it is the one to go on.
+                self._holds_place = False
                 self._producer = None
                 _log.warning("registry_displaced", instance=self._instance)
                 break

@@ -273,6 +273,19 @@ def test_a_writer_that_was_replaced_without_noticing_is_fenced_by_the_broker(own
     kill_registry(own, wait_until)
 
 
+def test_a_write_after_kafka_was_killed_and_came_back_succeeds(own, wait_until):
+    endpoints = own.up()
+    (broker,) = (one for one in own.status() if one.name == "kafka")
+    os.kill(broker.pid, signal.SIGKILL)
+    wait_until(lambda: [one.state for one in own.status()] == ["stopped", "running"])
+    assert own.up() == endpoints
+
+    with httpx.Client(base_url=endpoints.registry_url, timeout=60) as client:
+        wait_until(lambda: register(client, "after", ONE).status_code == 200)
+
+        assert client.get("/subjects/after/versions").json() == [1]
+
+
 def test_the_log_holds_confluents_records(stack, client, unique_name):
     register(client, unique_name, ONE)
     consumer = Consumer({"bootstrap.servers": stack.bootstrap_servers, "group.id": unique_name})
