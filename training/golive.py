@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.features.compiler import compile_project
-from headrace.features.project import load_project
 from headrace.runtime import topics
 from headrace.runtime.clock import SystemClock
 from headrace.runtime.dev.stack import endpoints
@@ -17,13 +15,12 @@ from headrace.scoring.deployments import Deployment, next_revision
 from headrace.scoring.loaders import load_with_suspicion
 from headrace.training.deploy import LivePredictions, publish_deployment, read_deployments
 from headrace.training.registry import CHAMPION, FileRegistry
-from headrace.training.run import choose_pipeline
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pyarrow as pa
 
+    from headrace.features.plan import PipelinePlan
+    from headrace.features.project import Project
     from headrace.runtime.dev.stack import Endpoints
     from headrace.runtime.kafka import Properties
     from headrace.training.registry import RegistryEntry
@@ -73,24 +70,21 @@ class ReadyDeployment:
 
 
 def open_deployment(
-    folder: Path, pipeline: str | None, reference: str, *, any_plan: bool = False
+    project: Project, plan: PipelinePlan, reference: str, *, any_plan: bool = False
 ) -> ReadyDeployment:
-    """Check a registered model against the project's plan and return it ready to go live.
+    """Check a registered model against the applied plan and return it ready to go live.
 
     Args:
-        folder: The project's folder.
-        pipeline: Which one; None names the only one.
+        project: The project.
+        plan: The applied plan of the pipeline.
         reference: ``fraud/3``, ``fraud@champion`` or ``fraud``.
         any_plan: Also take a model whose features were defined otherwise when it was trained.
 
     Raises:
-        ModelRefusedError: If the model fails a test; its features are named.
-        HeadraceError: If project, registry or broker are not in order.
+        ModelRefusedError: If the model fails a test; features that are missing are named.
+        HeadraceError: If registry or broker are not in order.
     """
-    project = load_project(folder)
     settings = project.settings
-    plans = compile_project(project, settings.topics.partitions).pipelines
-    plan = choose_pipeline(plans, pipeline)
     registry = FileRegistry(settings.registry_folder)
     entry = registry.resolve(reference)
     fingerprint = None if any_plan else plan.fingerprint
@@ -109,12 +103,5 @@ def open_deployment(
         at_ms=SystemClock().now_ms(),
         fingerprint=fingerprint,
     )
-    return ReadyDeployment(
-        event,
-        plan.project,
-        entry,
-        registry,
-        found,
-        client,
-        settings.stream.max_record_bytes,
-    )
+    bytes_max = settings.stream.max_record_bytes
+    return ReadyDeployment(event, plan.project, entry, registry, found, client, bytes_max)

@@ -37,11 +37,22 @@ def deploy(
     import orjson
     from rich.console import Console
 
+    from headrace.cli.applied import read_applied
+    from headrace.features.project import load_project
+    from headrace.runtime.errors import explain
+    from headrace.training.errors import TrainingError
     from headrace.training.golive import open_deployment
+    from headrace.training.run import choose_pipeline
 
     console = Console(stderr=True)
+    loaded = load_project(project)
+    applied = read_applied(loaded.settings).plan
+    if applied is None:
+        hint = "run 'headrace apply'"
+        raise TrainingError(explain("project", "be applied", "no plan", loaded.name, hint))
+    plan = choose_pipeline(applied.pipelines, pipeline)
     with console.status("checking the model in a process of its own"):
-        ready = open_deployment(project, pipeline, model, any_plan=any_plan)
+        ready = open_deployment(loaded, plan, model, any_plan=any_plan)
     event = ready.event
     if not dry_run:
         with console.status("publishing"):
