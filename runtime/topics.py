@@ -20,9 +20,21 @@ _KEEPER_BYTES_MAX = str(64 * 1024 * 1024)
 ROLE_CONFIG: Mapping[TopicRole, Mapping[str, str]] = MappingProxyType(
     {
         "source": {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"},
-        "rekey": {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1"},
-        "predictions": {"message.timestamp.type": "LogAppendTime"},
-        "snapshots": {"message.timestamp.type": "LogAppendTime"},
+        # What is made of a record repeats its key and ids: one that was just small enough to be
+        # read must not stop the worker at the next topic.
+        "rekey": {
+            "message.timestamp.type": "LogAppendTime",
+            "retention.ms": "-1",
+            "max.message.bytes": _KEEPER_BYTES_MAX,
+        },
+        "predictions": {
+            "message.timestamp.type": "LogAppendTime",
+            "max.message.bytes": _KEEPER_BYTES_MAX,
+        },
+        "snapshots": {
+            "message.timestamp.type": "LogAppendTime",
+            "max.message.bytes": _KEEPER_BYTES_MAX,
+        },
         "dlq": {"retention.ms": "-1", "max.message.bytes": _KEEPER_BYTES_MAX},
         "late": {"retention.ms": "-1", "max.message.bytes": _KEEPER_BYTES_MAX},
         "deployments": {

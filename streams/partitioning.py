@@ -30,7 +30,9 @@ _HINT = "define the source without a partitioner: its records are then re-keyed 
 
 def as_text(column: pa.Array) -> pa.Array:
     """Encode a key as text in UTF-8, bytes as they are."""
-    return column.cast(pa.string()) if pa.types.is_integer(column.type) else column
+    if pa.types.is_integer(column.type):
+        column = column.cast(pa.string())
+    return column.view(pa.binary())
 
 
 def as_quoted_text(column: pa.Array) -> pa.Array:
@@ -145,7 +147,7 @@ def _equal(encoded: pa.Array, ends: np.ndarray, data: np.ndarray) -> bool:
 
 def _first_other(encoded: pa.Array, raw_keys: pa.Array) -> int:
     """Return the first row whose keys differ."""
-    pairs = zip(encoded.cast(pa.binary()).to_pylist(), raw_keys.to_pylist(), strict=True)
+    pairs = zip(encoded.to_pylist(), raw_keys.to_pylist(), strict=True)
     return next(row for row, (ours, theirs) in enumerate(pairs) if ours != theirs)
 
 
