@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Group
+from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
 
     from examples.fraud.show.findings import Finding
     from examples.fraud.show.playback import Playback
@@ -131,13 +133,31 @@ def clock(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%a %d %b %H:%M")
 
 
+@contextmanager
+def show(console: Console) -> Iterator[Callable[[RenderableType], None]]:
+    """Give a function that draws: over what it drew before in a terminal, else below it."""
+    if not console.is_terminal:
+        yield console.print
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        yield lambda what: live.update(what, refresh=True)
+
+
+def line(playback: Playback, figures: Reading) -> str:
+    """Say the figures of a moment in one line."""
+    return (
+        f"   {clock(playback.now_ms)}: {playback.sent:,} sent, {figures.scored:,} scored, "
+        f"p50 {_milliseconds(figures.p50_ms)} ms, p99 {_milliseconds(figures.p99_ms)} ms"
+    )
+
+
 def screen(
     reading: Reading, sent: int, total: int, now_ms: int, alert_count: int, alerts: Sequence[Alert]
 ) -> RenderableType:
     """Draw the figures of a moment above the last alerts."""
-    figures = Table.grid(padding=(0, 3))
+    figures = Table.grid(padding=(0, 2))
     for _ in range(7):
-        figures.add_column(justify="right")
+        figures.add_column(justify="right", no_wrap=True)
     heads = ("simulated time", "events/s", "scored", "lag", "p50 ms", "p99 ms", "alerts")
     figures.add_row(*(Text(head, style="dim") for head in heads))
     figures.add_row(
@@ -149,14 +169,18 @@ def screen(
         _milliseconds(reading.p99_ms),
         f"[red]{alert_count:,}[/]",
     )
-    return Group(
-        ProgressBar(total=max(1, total), completed=sent, width=72), figures, alert_table(alerts)
-    )
+    # In a table because a bar alone does not end its line.
+    bar = Table.grid()
+    bar.add_row(ProgressBar(total=max(1, total), completed=sent, width=72))
+    return Group(bar, figures, Text(), alert_table(alerts))
 
 
 def alert_table(alerts: Sequence[Alert]) -> Table:
     """Draw the last alerts, the newest first."""
     table = Table("time", "customer", "terminal", "amount", "score", "what speaks for it", box=None)
+    # Where the terminal is narrow, the reasons are cut and nothing else.
+    for column, width in zip(table.columns, (16, 8, 8, 8, 5, 20), strict=True):
+        column.no_wrap, column.min_width = True, width
     table.columns[3].justify = table.columns[4].justify = "right"
     for alert in alerts:
         table.add_row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import signal
 import sys
 import time
@@ -16,11 +17,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from confluent_kafka import Consumer, TopicPartition
 from rich.console import Console
-from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from examples.fraud.generate import DAY_MS, make_world
-from examples.fraud.show.board import AlertBook, clock, finding_table
+from examples.fraud.show.board import AlertBook, finding_table, line, show
 from examples.fraud.show.findings import find
 from examples.fraud.show.playback import Channel, DeliveryError, Playback, Timeline, make_producer
 from examples.fraud.show.scene import Scene, SceneError
@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rich.progress import TaskID
-
-    from examples.fraud.show.watcher import Reading
 
 PIPELINE = "fraud"
 PARTITIONS = 4
@@ -144,7 +142,7 @@ class Director:
             scored = progress.add_task("events through the worker", total=rows)
             trained = progress.add_task("training", total=None)
             sending = self._threads.submit(self._send_history, progress, sent)
-            training = self._threads.submit(self._scene.run, "train")
+            training = self._threads.submit(self._scene.run, "train", "--json")
             while not (sending.done() and training.done() and progress.tasks[scored].finished):
                 self._scene.check_worker()
                 _raise_failure(sending, training)
@@ -153,7 +151,11 @@ class Director:
                     progress.update(trained, total=1, completed=1)
                 time.sleep(REFRESH_S)
         _raise_failure(sending, training)
-        self._console.print(_indented(training.result()), highlight=False, markup=False)
+        metrics = json.loads(training.result())["metrics"]
+        self._console.print(
+            f"   tested on its last week: AUC {metrics['test_auc']:.3f}, "
+            f"average precision {metrics['test_average_precision']:.3f}"
+        )
 
     def _send_history(self, progress: Progress, task: TaskID) -> None:
         publication = open_publication(self._scene.folder, [])
@@ -207,17 +209,17 @@ class Director:
         reading = self._threads.submit(watcher.run)
         playing = self._threads.submit(playback.run)
         try:
-            with Live(console=self._console, auto_refresh=False) as live:
+            with show(self._console) as draw:
                 for tick in itertools.count():
                     self._scene.check_worker()
                     _raise_failure(reading, playing)
                     figures = watcher.reading(playback.sent_s)
                     book.take(watcher)
                     done = figures.scored + figures.unscored >= chapter.transactions.num_rows
-                    if self._console.is_terminal or done:
-                        live.update(book.draw(watcher, playback, figures), refresh=True)
-                    elif tick % LINE_EVERY == 0:
-                        live.console.print(_line(playback, figures))
+                    if done or self._console.is_terminal:
+                        draw(book.draw(watcher, playback, figures))
+                    elif tick % LINE_EVERY == LINE_EVERY - 1:
+                        draw(line(playback, figures))
                     if done:
                         break
                     playback.check_drained(DRAIN_TIMEOUT_S)
@@ -254,13 +256,6 @@ class Director:
         )
         with Progress(*columns, console=self._console, transient=True) as progress:
             yield progress
-
-
-def _line(playback: Playback, figures: Reading) -> str:
-    return (
-        f"   {clock(playback.now_ms)}: {playback.sent:,} sent, {figures.scored:,} scored, "
-        f"p50 {figures.p50_ms:.1f} ms, p99 {figures.p99_ms:.1f} ms"
-    )
 
 
 def _channel(environment: Environment, source: str, time_column: str) -> Channel:
@@ -309,10 +304,6 @@ def _raise_failure(*futures: Future[Any]) -> None:
     for future in futures:
         if future.done():
             future.result()
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"   {line}" for line in text.rstrip().splitlines())
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import yaml
 
@@ -84,21 +84,20 @@ class Scene:
             SceneError: If it fails.
 
         """
-        with tempfile.TemporaryFile() as output:
-            child = self._start(arguments, output.fileno())
+        with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+            child = self._start(arguments, output.fileno(), errors.fileno())
             code = child.wait()
             self._children.remove(child)
-            output.seek(0)
-            text = output.read().decode(errors="replace")
+            texts = [_text_of(file) for file in (output, errors)]
         if code != 0:
-            msg = f"headrace {' '.join(arguments)} ended with {code}:\n{text[-3000:]}"
+            msg = f"headrace {' '.join(arguments)} ended with {code}:\n{''.join(texts)[-3000:]}"
             raise SceneError(msg)
-        return text
+        return texts[0]
 
     def start_worker(self) -> None:
         """Start the worker; its output goes to a file."""
         with self._worker_log.open("wb") as output:
-            self._worker = self._start(("worker",), output.fileno())
+            self._worker = self._start(("worker",), output.fileno(), subprocess.STDOUT)
 
     def check_worker(self) -> None:
         """Make sure that the worker still runs.
@@ -127,13 +126,15 @@ class Scene:
     def _worker_log(self) -> Path:
         return self.folder / "worker.log"
 
-    def _start(self, arguments: tuple[str, ...], output: int) -> subprocess.Popen[bytes]:
+    def _start(
+        self, arguments: tuple[str, ...], output: int, errors: int
+    ) -> subprocess.Popen[bytes]:
         name, *rest = arguments
         child = subprocess.Popen(
             [sys.executable, "-m", "headrace.cli.main", name, "--project", str(self.folder), *rest],
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=errors,
             # Ctrl-C in the terminal is for the demo, which then stops its children in order.
             start_new_session=True,
         )
@@ -149,6 +150,11 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+
+
+def _text_of(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def _free_port() -> int:
