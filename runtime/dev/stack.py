@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -73,6 +75,8 @@ class _PortTakenError(EmbeddedError):
 class Stack:
     """The services below one state folder. As a context manager: up, and down at the end.
 
+    A borrower (``with``) that is killed leaves nothing behind either: a guard process notices.
+
     Args:
         folder: The project's state folder; data, logs and the state file go below it.
         maven_mirror: Where Kafka's jars come from; None: Maven Central.
@@ -96,12 +100,24 @@ class Stack:
         self._maven_mirror = maven_mirror
         self._kafka_heap = kafka_heap
         self._external_kafka = external_kafka
+        self._guard: subprocess.Popen[bytes] | None = None
         self._services = tuple(
             name for name in services if not (name == "kafka" and external_kafka is not None)
         )
 
     def __enter__(self) -> Endpoints:
-        return self.up()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._guard = subprocess.Popen(
+            [sys.executable, "-P", "-m", "headrace.runtime.dev.guard", str(self.folder)],
+            stdin=subprocess.PIPE,
+            cwd=self.folder,
+            start_new_session=True,
+        )
+        try:
+            return self.up()
+        except BaseException:
+            self._release()
+            raise
 
     def __exit__(
         self,
@@ -110,6 +126,14 @@ class Stack:
         trace: TracebackType | None,
     ) -> None:
         self.down()
+        self._release()
+
+    def _release(self) -> None:
+        """Let the guard go: it finds nothing to stop."""
+        guard, self._guard = self._guard, None
+        if guard is not None and guard.stdin is not None:
+            guard.stdin.close()
+            guard.wait()
 
     def up(self, progress: Callable[[str, int, int], None] | None = None) -> Endpoints:
         """Start what does not run yet and return where everything is.

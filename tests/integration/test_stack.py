@@ -183,6 +183,22 @@ def test_services_outlive_the_process_that_started_them(own):
     assert own.endpoints().bootstrap_servers == done.stdout.strip()
 
 
+def test_a_borrower_that_is_killed_leaves_nothing_running(tmp_path, wait_until):
+    stack = Stack(tmp_path, services=("redis",))
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from headrace.runtime.dev.stack import Stack\n"
+        "with Stack(pathlib.Path(sys.argv[1]), services=('redis',)):\n"
+        "    print('up', flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (done.stdout, done.returncode) == ("up\n", -signal.SIGKILL)
+    wait_until(lambda: stack.status()[0].state == "stopped")
+
+
 def test_redis_keeps_its_values_over_a_stop(tmp_path):
     stack = Stack(tmp_path, services=("redis",))
     with stack as first:
