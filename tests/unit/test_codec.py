@@ -100,6 +100,9 @@ def test_no_records_make_an_empty_batch_of_the_same_schema() -> None:
         (CARD, b"\xff" * 12, "invalid"),
         (CARD, varint(1) + varint(2) + varint(10**12) + b"abc", "truncated"),
         (CARD, varint(1) + varint(2) + varint(-5) + b"abc", "invalid"),
+        # A varint of ten bytes whose last holds more than the 64th bit, and one of eleven.
+        (record_of("long"), b"\x80" * 9 + b"\x02", "invalid"),
+        (record_of("long"), b"\x80" * 10 + b"\x01", "invalid"),
         (record_of("boolean"), b"\x02", "invalid"),
         (record_of("int"), varint(2**31), "invalid"),
         (record_of(["null", "long"]), varint(2), "invalid"),
