@@ -179,8 +179,9 @@ def alert_table(alerts: Sequence[Alert]) -> Table:
     """Draw the last alerts, the newest first."""
     table = Table("time", "customer", "terminal", "amount", "score", "what speaks for it", box=None)
     # Where the terminal is narrow, the reasons are cut and nothing else.
-    for column, width in zip(table.columns, (16, 8, 8, 8, 5, 20), strict=True):
-        column.no_wrap, column.min_width = True, width
+    for column, width in zip(table.columns, (16, 8, 8, 8, 5, None), strict=True):
+        column.no_wrap, column.width = True, width
+    table.expand, table.columns[5].ratio = True, 1
     table.columns[3].justify = table.columns[4].justify = "right"
     for alert in alerts:
         table.add_row(
