@@ -14,6 +14,7 @@ from headrace.runtime.errors import explain
 from headrace.scoring.artefact import Artefact, read_artefact
 from headrace.scoring.errors import ArtefactError, ModelRefusedError, ModelTextError
 from headrace.scoring.forest import compile_forest
+from headrace.scoring.lightgbm_native import load_native
 from headrace.scoring.lightgbm_text import TextModel, check_model_text
 from headrace.scoring.probe import TIMEOUT_S, ProbeReport, edge_rows, run_probe
 from headrace.scoring.scorer import Scorer, ScorerIdentity, column_differences
@@ -142,10 +143,7 @@ def _load(artefact: Artefact, model: TextModel, report: ProbeReport) -> Model:
         ours = forest.predict(edge_rows(model, artefact.manifest.canary.rows))
         if _same_bits(ours, report.edge_scores):
             return forest
-    # Imported late: a worker whose models are all forests never loads the library.
-    from headrace.scoring.lightgbm_model import load_booster
-
-    return load_booster(artefact.model_text)
+    return load_native(artefact.model_text)
 
 
 def _check_canary(scores: np.ndarray, artefact: Artefact, where: str) -> None:

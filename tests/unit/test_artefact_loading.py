@@ -26,7 +26,7 @@ from headrace.scoring.artefact import (
 from headrace.scoring.deployments import Deployment
 from headrace.scoring.errors import ModelRefusedError
 from headrace.scoring.forest import Forest
-from headrace.scoring.lightgbm_model import BoosterModel
+from headrace.scoring.lightgbm_native import NativeModel
 from headrace.scoring.loaders import examine, load_with_suspicion
 from headrace.scoring.probe import probe_environment, run_probe
 from headrace.scoring.scorer import FeatureColumn, ScorerIdentity
@@ -117,7 +117,7 @@ def test_what_our_kernel_does_not_do_lightgbm_does(tmp_path: Path) -> None:
     write(tmp_path / "rf", booster, rows)
     scorer = load_with_suspicion(tmp_path / "rf", COLUMNS)
 
-    assert isinstance(scorer.loaded, BoosterModel)
+    assert isinstance(scorer.loaded, NativeModel)
     assert booster.predict(rows, num_threads=1).tobytes() == scorer.score(rows).tobytes()
 
 
