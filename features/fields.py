@@ -1,7 +1,7 @@
 """What an Avro record schema says about its fields, as far as expressions and keys need it.
 
-Decoding is the codec's; this only reads types, so that a wrong definition is refused before any
-event is seen.
+The schema is parsed by the same code that decodes with it; this only says what an expression may
+make of a field, so that a wrong definition is refused before any event is seen.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from headrace.features.errors import FeatureError
-from headrace.runtime.errors import explain
+from headrace.schemas.avro import canonical, parse_record
 
 if TYPE_CHECKING:
     from headrace.features.expressions import ValueType
     from headrace.features.plan import ColumnKind
+    from headrace.schemas.avro import AvroField, AvroType
 
 KINDS: dict[ValueType, ColumnKind] = {
     "bool": "bool",
@@ -27,37 +27,30 @@ KINDS: dict[ValueType, ColumnKind] = {
     "bytes": "bytes",
 }
 
-_PRIMITIVE: dict[str, ValueType] = {
+_MEANINGS: dict[str, ValueType] = {
     "boolean": "bool",
     "int": "int",
     "long": "long",
     "float": "float",
     "double": "float",
     "string": "string",
-    "bytes": "bytes",
     "enum": "string",
+    "bytes": "bytes",
     "fixed": "bytes",
 }
-_LOGICAL: dict[tuple[str, str], ValueType | None] = {
-    ("int", "date"): "time",
-    ("int", "time-millis"): None,
-    ("long", "time-micros"): None,
-    ("long", "timestamp-millis"): "time",
-    ("long", "timestamp-micros"): "time",
-    ("long", "timestamp-nanos"): "time",
-    ("long", "local-timestamp-millis"): "time",
-    ("long", "local-timestamp-micros"): "time",
-    ("long", "local-timestamp-nanos"): "time",
-    ("bytes", "decimal"): "float",
-    ("fixed", "decimal"): "float",
-    ("fixed", "duration"): None,
-    ("string", "uuid"): "string",
-    ("fixed", "uuid"): "string",
+# Logical types that mean something else than what they are written as; None is not read yet.
+_LOGICAL: dict[str, ValueType | None] = {
+    "date": "time",
+    "timestamp-millis": "time",
+    "timestamp-micros": "time",
+    "timestamp-nanos": "time",
+    "local-timestamp-millis": "time",
+    "local-timestamp-micros": "time",
+    "local-timestamp-nanos": "time",
+    "decimal": "float",
+    "time-millis": None,
+    "time-micros": None,
 }
-
-
-class SchemaFileError(FeatureError):
-    """A source's schema is no Avro record schema."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +64,6 @@ class Field:
     name: str
     type: ValueType | None
     avro: str
-    nullable: bool
     declaration: str
 
     @property
@@ -80,89 +72,39 @@ class Field:
         return KINDS[self.type] if self.type else None
 
 
-def read_fields(schema: str, where: str) -> dict[str, Field]:
+def read_fields(schema: str) -> dict[str, Field]:
     """Return the top-level fields of a record schema, in order.
 
     Args:
         schema: Avro schema as JSON.
-        where: Which schema, for the message.
 
     Raises:
-        SchemaFileError: If it is not JSON, not a record, or has a malformed field.
+        SchemaRefused: If it is no record schema, or one that cannot be decoded safely.
 
     """
-    try:
-        data = json.loads(schema)
-    except json.JSONDecodeError as error:
-        message = f"schema of {where} must be JSON; {error}"
-        raise SchemaFileError(message) from error
-    if not isinstance(data, dict) or data.get("type") != "record":
-        got = data.get("type") if isinstance(data, dict) else type(data).__name__
-        message = explain("schema", "be an Avro record", got, where, 'write {"type": "record", …}')
-        raise SchemaFileError(message)
-    named: dict[str, object] = {}
-    fields: dict[str, Field] = {}
-    for item in data.get("fields", ()):
-        if not isinstance(item, dict) or not isinstance(item.get("name"), str):
-            message = explain("a field", "have a name and a type", item, where)
-            raise SchemaFileError(message)
-        if "type" not in item:
-            message = explain("a field", "have a type", item["name"], where)
-            raise SchemaFileError(message)
-        if item["name"] in fields:
-            message = explain("a field name", "be used once", item["name"], where)
-            raise SchemaFileError(message)
-        fields[item["name"]] = _field(item, named)
-    return fields
+    return {field.name: _field(field) for field in parse_record(schema).fields}
 
 
-def _field(item: dict[str, object], named: dict[str, object]) -> Field:
-    declared = item["type"]
-    branches = declared if isinstance(declared, list) else [declared]
-    present = [b for b in branches if b != "null"]
-    value_type, avro = None, json.dumps(declared)
+def _field(field: AvroField) -> Field:
+    present = [branch for branch in field.type.branches if branch.kind != "null"]
+    only = field.type if field.type.kind != "union" else None
     if len(present) == 1:
-        value_type, avro = _type(present[0], named)
-    else:
-        for branch in present:
-            _type(branch, named)
+        only = present[0]
     declaration = {
-        k: _without_docs(v) for k, v in item.items() if k in {"type", "default", "aliases"}
+        "type": canonical(field.type),
+        "default": [field.default] if field.has_default else [],
+        "aliases": field.aliases,
+        "unknown_symbol": only.default_symbol if only else None,
     }
     return Field(
-        name=str(item["name"]),
-        type=value_type,
-        avro=avro,
-        nullable=len(present) < len(branches),
+        name=field.name,
+        type=_meaning(only) if only else None,
+        avro=(only.logical or only.kind) if only else "union",
         declaration=json.dumps(declaration, sort_keys=True, separators=(",", ":")),
     )
 
 
-def _type(declared: object, named: dict[str, object]) -> tuple[ValueType | None, str]:
-    """Return a type's meaning and its name; remember named types for later references."""
-    if isinstance(declared, str):
-        if declared in named:
-            return _type(named[declared], {})
-        return _PRIMITIVE.get(declared), declared
-    if not isinstance(declared, dict):
-        return None, "union"
-    base = declared.get("type")
-    if isinstance(base, dict):
-        return _type(base, named)
-    base = str(base)
-    if base in {"record", "enum", "fixed"} and isinstance(declared.get("name"), str):
-        named[str(declared["name"])] = declared
-        if declared.get("namespace"):
-            named[f"{declared['namespace']}.{declared['name']}"] = declared
-    logical = declared.get("logicalType")
-    if logical and (base, str(logical)) in _LOGICAL:
-        return _LOGICAL[base, str(logical)], str(logical)
-    return _PRIMITIVE.get(base), base
-
-
-def _without_docs(value: object) -> object:
-    if isinstance(value, dict):
-        return {k: _without_docs(v) for k, v in value.items() if k not in {"doc", "order"}}
-    if isinstance(value, list):
-        return [_without_docs(v) for v in value]
-    return value
+def _meaning(kind: AvroType) -> ValueType | None:
+    if kind.logical in _LOGICAL:
+        return _LOGICAL[kind.logical]
+    return _MEANINGS.get(kind.kind)

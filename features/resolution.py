@@ -18,8 +18,9 @@ from headrace.features.expressions import (
     Operation,
     type_of,
 )
-from headrace.features.fields import Field, SchemaFileError, read_fields
+from headrace.features.fields import Field, read_fields
 from headrace.features.plan import ColumnPlan, SourcePlan
+from headrace.schemas.errors import SchemaRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -209,9 +210,10 @@ def schema_text(source: Source, schemas: Mapping[str, str]) -> str:
 def read_fields_of(source: Source, schemas: Mapping[str, str]) -> dict[str, Field]:
     """Return a source's fields; what is wrong with its schema is told at its definition's line."""
     try:
-        return read_fields(schema_text(source, schemas), f"source {source.name}")
-    except SchemaFileError as error:
-        raise DefinitionError(str(error), source.location) from error
+        return read_fields(schema_text(source, schemas))
+    except SchemaRefused as error:
+        message = f"schema of source {source.name}: {error}"
+        raise DefinitionError(message, source.location) from error
 
 
 def present(name: str) -> Expression:

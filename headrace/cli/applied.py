@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.features.changes import Change, differences, plan_changes
 from headrace.features.compiler import compile_project, plan_from_json, plan_to_json
-from headrace.features.errors import DefinitionError, PlanFormatError
+from headrace.features.errors import PlanFormatError
 from headrace.features.plan import ProjectPlan
 from headrace.features.project import load_project
 from headrace.runtime import topics
 from headrace.runtime.errors import HeadraceError, explain
-from headrace.schemas.errors import SchemaRefused
 from headrace.schemas.outputs import prediction_schema, snapshot_schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from headrace.features.definitions import Source
     from headrace.features.plan import PipelinePlan
     from headrace.features.project import Project
     from headrace.runtime.settings import Settings
@@ -87,7 +85,7 @@ def target_of(project: Project) -> Target:
     """Return what a project needs, compiled from its definitions.
 
     Raises:
-        DefinitionError: If they break a rule, or a source's schema cannot be decoded safely.
+        DefinitionError: If they break a rule.
 
     """
     settings = project.settings
@@ -98,7 +96,7 @@ def target_of(project: Project) -> Target:
     for pipeline in plan.pipelines:
         for source in pipeline.sources:
             schemas[_subject(source.topic)] = source.schema
-            decoders[source.name] = _decoder(source.schema, project.source(source.name))
+            decoders[source.name] = _decoder(source.schema)
             sources.append(source.topic)
         schemas |= _output_schemas(pipeline)
     specs = topics.topic_specs(
@@ -112,14 +110,10 @@ def target_of(project: Project) -> Target:
     return Target(plan, specs, schemas, decoders)
 
 
-def _decoder(schema: str, source: Source) -> str:
+def _decoder(schema: str) -> str:
     from headrace.schemas.codec import SchemaDecoder
 
-    try:
-        return "fast" if SchemaDecoder(schema).fast else "fallback"
-    except SchemaRefused as error:
-        message = f"schema of source {source.name}: {error}"
-        raise DefinitionError(message, source.location) from error
+    return "fast" if SchemaDecoder(schema).fast else "fallback"
 
 
 def _output_schemas(pipeline: PipelinePlan) -> dict[str, str]:
