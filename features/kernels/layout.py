@@ -2,7 +2,7 @@
 
 Per key there is one *header row* of int64 words (so that one copy undoes all of it):
 
-    clock, newest | per ring: block, capacity, count, dropped, then the same of its lag list |
+    clock, newest | per ring: block, capacity, count, dropped, arrivals, then of its lag list |
     per window: low, high, then its accumulators' words
 
 ``clock`` is the time that the key's windows stand at; ``newest`` the latest they ever stood at.
@@ -32,14 +32,16 @@ if TYPE_CHECKING:
     from headrace.features.plan import RingPlan, StagePlan
 
 NEVER = -(1 << 62)
+# Known at any clock, also at NEVER floored to a grain.
+ALWAYS = NEVER - (1 << 61)
 FIRST_CAPACITY = 4
 SIZE_CLASSES = 40
 
 # Header row.
-CLOCK, NEWEST, HEADER_START = 0, 1, 2
-BLOCK, CAPACITY, COUNT, DROPPED, RING_HEADER = 0, 1, 2, 3, 8
-LAG_BLOCK, LAG_CAPACITY, LAG_COUNT, LAG_KNOWN = 4, 5, 6, 7
-LOW, HIGH, WINDOW_HEADER = 0, 1, 2
+CLOCK, NEWEST = 0, 1
+BLOCK, CAPACITY, COUNT, DROPPED, ARRIVALS = range(5)
+LAG_BLOCK, LAG_CAPACITY, LAG_COUNT, LAG_KNOWN = range(5, 9)
+LOW, HIGH = 0, 1
 
 # Columns of the tables.
 R_GRAIN, R_RETENTION, R_KNOWN, R_MIN_DELAY, R_STRIDE, R_HEAD = range(6)
@@ -54,7 +56,7 @@ R_WIDTH, W_WIDTH, F_WIDTH, A_WIDTH, T_WIDTH, G_WIDTH = 12, 6, 3, 3, 2, 5
 
 # What a cell keeps of a value.
 FIELD_RAW, FIELD_EVENTS, FIELD_COUNT, FIELD_SUM, FIELD_MIN, FIELD_MAX, FIELD_LAST = range(7)
-FIELD_WORDS = (1, 1, 1, 3, 1, 1, 2)
+FIELD_WORDS = (1, 1, 1, 3, 1, 1, 3)
 
 # What a window adds on entry and removes on exit: one, a word, a not-null, a float, limbs.
 ADD_ONE, ADD_WORD, ADD_NOT_NULL, ADD_FLOAT, ADD_LIMBS = range(5)
@@ -159,7 +161,7 @@ def _add_ring(stage: StagePlan, ring: int, tables: _Tables) -> dict[tuple[int, i
             0,
         ]
     )
-    tables.header += [0, 0, 0, NEVER, 0, 0, 0, 0]
+    tables.header += [0, 0, 0, NEVER, 0, 0, 0, 0, 0]
     return place
 
 

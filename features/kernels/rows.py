@@ -13,6 +13,8 @@ import numpy as np
 from headrace.features.kernels.compiled import entry, inlined, inner, pointer
 from headrace.features.kernels.exact import limbs_of
 from headrace.features.kernels.layout import (
+    ALWAYS,
+    ARRIVALS,
     BLOCK,
     CAPACITY,
     COUNT,
@@ -33,7 +35,6 @@ from headrace.features.kernels.layout import (
     LAG_COUNT,
     LAG_KNOWN,
     LOW,
-    NEVER,
     R_FIELD,
     R_FIELD_END,
     R_GRAIN,
@@ -86,6 +87,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+# What becomes of a cell that is to be stored.
+_STORED, _MERGED, _DROPPED = range(3)
+
+
 class Rows(NamedTuple):
     """A batch in log order, columns of one length; ``slots`` is -1 where a row has no state.
 
@@ -118,14 +123,14 @@ def _view_rows(rows: Rows) -> Rows:
 
 @inlined
 def _known_word(layout: Layout, ring: int, time: int, known_at: int) -> int:
-    """Return what a cell stores as known_at: ``NEVER`` if no window can meet it unknown.
+    """Return what a cell stores as known_at: ``ALWAYS`` if no window can meet it unknown.
 
     With a grain, known_at is rounded up to it: a tile is known when all of it is.
     """
     grain = layout.rings[ring * R_WIDTH + R_GRAIN]
     if grain > 0:
         known_at = -floor_to(-known_at, grain)
-    return known_at if known_at > time + layout.rings[ring * R_WIDTH + R_MIN_DELAY] else NEVER
+    return known_at if known_at > time + layout.rings[ring * R_WIDTH + R_MIN_DELAY] else ALWAYS
 
 
 @inlined
@@ -134,6 +139,7 @@ def _fill_cell(
     ring: int,
     time: int,
     known: int,
+    arrival: int,
     rows: Rows,
     row: int,
     words: np.ndarray,
@@ -161,6 +167,7 @@ def _fill_cell(
             floats[at] = x
             if kind == FIELD_LAST:
                 words[at + 1] = rows.event_time_ms[row]
+                words[at + 2] = arrival
 
 
 @inlined
@@ -186,6 +193,7 @@ def _merge_cell(
                 if np.isnan(old) or words[at + 1] >= pool[cell + at + 1]:
                     pool_floats[cell + at] = floats[at]
                     pool[cell + at + 1] = words[at + 1]
+                    pool[cell + at + 2] = words[at + 2]
             elif np.isnan(old):
                 pool_floats[cell + at] = floats[at]
             elif kind == FIELD_MIN:
@@ -249,8 +257,8 @@ def _store_cell(
     clock: int,
     words: np.ndarray,
     floats: np.ndarray,
-) -> bool:
-    """Put the scratch cell into the ring's block; return whether it went into an existing tile."""
+) -> int:
+    """Put the scratch cell into the ring's block; return what became of it."""
     heads, pool = memory.heads, memory.pool
     row = ring * R_WIDTH
     head, stride, has_known = (
@@ -264,8 +272,11 @@ def _store_cell(
         if index >= 0:
             _merge_cell(layout, memory, ring, block + index * stride, words, floats)
             refresh_leaf(layout, memory, header, ring, index, clock)
-            return True
+            return _MERGED
     make_room(layout, memory, header, ring)
+    # Making room can drop all that is as old as the cell: then it comes too late itself.
+    if words[0] <= heads[header + head + DROPPED]:
+        return _DROPPED
     block, count = heads[header + head + BLOCK], heads[header + head + COUNT]
     index = upper_bound(pool, block, stride, count, words[0])
     open_gap(memory, block, stride, index, count)
@@ -277,7 +288,7 @@ def _store_cell(
             refresh_leaf(layout, memory, header, ring, index, clock)
         else:
             rebuild_trees(layout, memory, header, ring, index, clock)
-    return False
+    return _STORED
 
 
 @inlined
@@ -297,13 +308,18 @@ def _insert_event(
     time = floor_to(rows.event_time_ms[row], layout.rings[plan + R_GRAIN])
     if time <= heads[header + layout.rings[plan + R_HEAD] + DROPPED]:
         return
-    known = NEVER
+    known = ALWAYS
     if layout.rings[plan + R_KNOWN]:
         known = _known_word(layout, ring, time, rows.known_at_ms[row])
     clock = ring_clock(layout, memory, header, ring)
-    _fill_cell(layout, ring, time, known, rows, row, words, floats)
-    merged = _store_cell(layout, memory, header, ring, clock, words, floats)
-    if known != NEVER:
+    arrivals = header + layout.rings[plan + R_HEAD] + ARRIVALS
+    heads[arrivals] += 1
+    _fill_cell(layout, ring, time, known, heads[arrivals], rows, row, words, floats)
+    stored = _store_cell(layout, memory, header, ring, clock, words, floats)
+    if stored == _DROPPED:
+        return
+    merged = stored == _MERGED
+    if known != ALWAYS:
         _store_lag(layout, memory, header, ring, clock, merged, words, floats)
     for window in range(layout.rings[plan + R_WINDOW], layout.rings[plan + R_WINDOW_END]):
         at = layout.windows[window * W_WIDTH + W_HEAD]

@@ -37,7 +37,7 @@ def _leaf(
     """Return what a cell says to a tree: its value, or its index; the identity if it says nothing.
 
     Whether a cell is known at the clock does not depend on the window: cells that every window
-    meets known have known_at ``NEVER``.
+    meets known have known_at ``ALWAYS``.
     """
     kind = layout.trees[tree * T_WIDTH + T_KIND]
     hidden = layout.rings[ring * R_WIDTH + R_KNOWN] == 1 and memory.pool[cell + 1] > clock

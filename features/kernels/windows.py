@@ -247,7 +247,32 @@ def _read_ordered(layout: Layout, memory: Memory, header: int, aggregate: int) -
     if kind == READ_AGE:
         return float(clock - pool[block + index * stride])
     field = layout.trees[tree * T_WIDTH + T_FIELD]
+    if layout.rings[ring * R_WIDTH + R_GRAIN] > 0 and layout.rings[ring * R_WIDTH + R_KNOWN]:
+        index = _last_of_tile(memory, block, stride, field, low, index, clock)
     return float(memory.pool_floats[block + index * stride + field])
+
+
+@inner
+def _last_of_tile(
+    memory: Memory, block: int, stride: int, field: int, low: int, index: int, clock: int
+) -> int:
+    """Return which of a tile's cells holds its last value, by (event time, arrival).
+
+    A tile has a cell for each time at which a part of it became known.
+    """
+    pool = memory.pool
+    time, best = pool[block + index * stride], index
+    while index > low and pool[block + (index - 1) * stride] == time:
+        index -= 1
+        cell, winner = block + index * stride, block + best * stride + field
+        if pool[cell + 1] > clock or np.isnan(memory.pool_floats[cell + field]):
+            continue
+        own = cell + field
+        if pool[own + 1] > pool[winner + 1] or (
+            pool[own + 1] == pool[winner + 1] and pool[own + 2] > pool[winner + 2]
+        ):
+            best = index
+    return best
 
 
 @inlined
