@@ -207,3 +207,46 @@ def test_a_transaction_must_be_open_to_be_closed_and_only_once():
     state.commit()
     with pytest.raises(AssertionError, match="no transaction is open"):
         state.abort()
+
+
+def test_a_row_that_makes_room_by_dropping_its_own_time_is_dropped_itself():
+    stage = one_window_stage(length_ms=10, retention_ms=50, known=True)
+    log = [
+        *(event(time) for time in (0, 1, 2, 45)),
+        event(100, insert=False),
+        # The block is full: all cells up to 50 go, and this one is older than the newest of them.
+        event(40, known=60, scored=False),
+        event(47, insert=False),
+        event(60, insert=False),
+    ]
+
+    applied = feed(EntityState(stage), log, 1)
+
+    assert applied.incomplete.tolist() == [False] * 6 + [True, False]
+    assert applied.aggregates[-1, 0] == 0
+
+
+def test_the_last_of_a_tile_is_found_though_parts_of_it_were_known_later():
+    # One tile [8, 16) of three rows; the first and third become known at 32, the second before.
+    stage = one_window_stage(length_ms=12, delay_ms=20, grain_ms=8, known=True)
+    log = [
+        event(8, 1.0, known=31, scored=False),
+        event(10, 2.0, known=17, scored=False),
+        event(12, 3.0, known=32, scored=False),
+        event(36, insert=False),
+    ]
+
+    last = 5
+    assert feed(EntityState(stage), log, 1).aggregates[-1, last] == 3.0
+
+
+def test_a_tile_known_from_the_start_counts_though_the_key_was_never_asked_before():
+    stage = one_window_stage(length_ms=20, delay_ms=20, grain_ms=7, known=True)
+    log = [
+        event(1050, known=1047, scored=False),
+        event(1063, known=1123, scored=False),
+        event(1090, insert=False),
+    ]
+
+    age = 6
+    assert feed(EntityState(stage), log, 1).aggregates[-1, age] == 35
