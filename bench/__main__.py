@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import sys
 
+from bench.measure import BenchError
+from headrace.runtime.errors import HeadraceError
+
 # A bench is a module with ``main(arguments) -> exit code``.
 BENCHES = {
     "card": ("bench.card.run", "the card job: ours, the bare client loop, Kafka Streams"),
@@ -22,7 +25,11 @@ def main() -> int:
         sys.stderr.write("\n".join(["usage: python -m bench NAME [options]", *lines, ""]))
         return 2
     module = importlib.import_module(BENCHES[arguments[0]][0])
-    return int(module.main(arguments[1:]))
+    try:
+        return int(module.main(arguments[1:]))
+    except (BenchError, HeadraceError) as error:
+        sys.stderr.write(f"bench {arguments[0]}: {error}\n")
+        return 1
 
 
 if __name__ == "__main__":

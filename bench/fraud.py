@@ -37,7 +37,7 @@ TOLERANCE = 1e-6
 def main(arguments: Sequence[str]) -> int:
     """Run the bench and return 0 if all outputs are right and the rate is reached."""
     parser = argparse.ArgumentParser(prog="bench fraud", description=__doc__)
-    parser.add_argument("--days", type=int, default=60, help="about 9,700 events each")
+    parser.add_argument("--days", type=int, default=60, help="9,700 events each, >= 30")
     parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args(arguments)
     work: Path = options.work
@@ -65,7 +65,16 @@ def main(arguments: Sequence[str]) -> int:
         log = work / "worker-fraud.log"
         outputs = [topics.predictions(PIPELINE), topics.snapshots(PIPELINE)]
         servers = project.endpoints.bootstrap_servers
-        run = drain("fraud", project.command("worker"), servers, outputs, count, log=log)
+        run = drain(
+            "fraud",
+            project.command("worker"),
+            servers,
+            outputs,
+            count,
+            # A second stage that came only after all of the first would look quick by itself.
+            between=[topics.rekey(PIPELINE, "terminal")],
+            log=log,
+        )
         wrong = _wrong(project, simulation.transactions, simulation.reports)
     finally:
         stack.down()

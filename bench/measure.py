@@ -117,6 +117,7 @@ def drain(
     expected: int,
     *,
     partitions: int = 4,
+    between: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     log: Path,
     stall_s: float = 120.0,
@@ -130,6 +131,7 @@ def drain(
         topics: What it writes; each must carry LogAppendTime and be empty.
         expected: Messages per topic.
         partitions: Partitions of each topic.
+        between: Topics that it writes on the way: its work begins with the first append there.
         environment: Environment of the process; None for ours.
         log: Where its output goes.
         stall_s: How long no new output may appear.
@@ -154,7 +156,8 @@ def drain(
         sampler.stop()
         probe.close()
     stamps_ms = [append_times_ms(bootstrap_servers, topic, partitions) for topic in topics]
-    first_s = float(min(stamps[0] for stamps in stamps_ms)) / 1000
+    begun_ms = [append_times_ms(bootstrap_servers, topic, partitions)[0] for topic in between]
+    first_s = float(min([stamps[0] for stamps in stamps_ms] + begun_ms)) / 1000
     last_s = float(max(stamps[-1] for stamps in stamps_ms)) / 1000
     outputs = len(stamps_ms[0])
     low, high = int(0.1 * outputs), int(0.9 * outputs)

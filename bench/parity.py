@@ -28,6 +28,7 @@ from bench.project import Project, fresh_stack, make_project
 from examples.fraud.handbook import convert
 from headrace.lake.history import history
 from headrace.runtime import topics
+from headrace.runtime.errors import HeadraceError
 
 if TYPE_CHECKING:
     import subprocess
@@ -276,7 +277,11 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     options.work.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
-    report = run(options.rows, DATA, options.work, console)
+    try:
+        report = run(options.rows, DATA, options.work, console)
+    except (BenchError, HeadraceError) as error:
+        console.print(f"[red]parity:[/] {error}")
+        return 1
     _print(report, console)
     console.print(f"{time.monotonic() - started_s:.0f} s")
     return 0 if report.holds else 1
