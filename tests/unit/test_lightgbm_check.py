@@ -243,6 +243,21 @@ def test_a_hostile_text_is_refused(text: str, name: str) -> None:
         check_model_text(mutant.encode(), NAMES)
 
 
+def test_a_cycle_beside_the_tree_is_refused(text: str) -> None:
+    # Every node and every leaf has one parent all the same: the last node's parent and one of its
+    # own leaves change places.
+    tree = check_model_text(text.encode(), NAMES).trees[0]
+    last = len(tree.left_child) - 1
+    assert tree.left_child[last] < 0
+    side = "left_child" if last in tree.left_child else "right_child"
+    parent = int(np.flatnonzero(getattr(tree, side) == last)[0])
+    mutant = replaced(text, side, {parent: str(tree.left_child[last])})
+    mutant = replaced(mutant, "left_child", {last: str(last)})
+
+    with pytest.raises(ModelTextError, match="numbered above their node"):
+        check_model_text(mutant.encode(), NAMES)
+
+
 def test_a_refusal_names_the_line_the_rule_and_the_value(text: str) -> None:
     mutant = replaced(text, "split_feature", {0: "2147483647"})
 
