@@ -126,7 +126,14 @@ class Broker:
         unfinished.mkdir(parents=True)
         properties = self._write_properties(unfinished, 1, 2, name="format.properties")
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
+        # Joined by "=": one id of 64 begins with a dash, which alone would be taken for an option.
+        tool = [
+            "kafka.tools.StorageTool",
+            "format",
+            f"--cluster-id={cluster}",
+            "-c",
+            str(properties),
+        ]
         done = subprocess.run(
             [*self._java(), *tool],
             stdout=subprocess.PIPE,
