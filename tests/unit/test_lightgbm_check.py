@@ -134,6 +134,7 @@ HOSTILE = {
 HOSTILE_LINES = {
     "no trees": (r"tree_sizes=[^\n]*", "tree_sizes="),
     "a tree size that is too large": (r"tree_sizes=\d+", "tree_sizes=99999999999"),
+    "a tree size that is too small": (r"tree_sizes=\d+", "tree_sizes=12"),
     "a tree size that is negative": (r"tree_sizes=\d+", "tree_sizes=-1"),
     "two classes": ("num_class=1", "num_class=2"),
     "no classes": ("num_class=1", "num_class=0"),
