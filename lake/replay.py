@@ -138,10 +138,10 @@ class Replay:
     def _run_stage(self, stage: StagePlan, read_later: set[str]) -> None:
         log = StageLog(self._bucket_count(stage), self._limits.folder, bool(self._order_by))
         for rank, given in enumerate(stage.inputs):
-            keep = stage.windows and self._reach(stage, given.source)
+            reach_ms = self._reach(stage, given.source)
             for chunk in self._chunks(self._plan.source_plan(given.source)):
                 rows = self._log_rows(stage, rank, given, chunk)
-                self._add_useful(log, rows, keep or 0, whole=bool(read_later) and given.scored)
+                self._add_useful(log, rows, reach_ms, whole=bool(read_later) and given.scored)
         if self._asks.bare is not None:
             log.add(self._bare_rows(stage, self._asks.bare))
         aggregates = np.full((len(self._asks), len(stage.aggregates)), np.nan)

@@ -300,3 +300,51 @@ def test_what_cannot_be_used_is_refused_with_a_hint(arguments, message):
 def test_a_source_without_a_needed_column_is_refused():
     with pytest.raises(ColumnError, match="column amount must be there"):
         hr.history(None, scores, sources={"payments": payment_table().drop(["amount"])})
+
+
+@pytest.mark.parametrize("rows_in_memory", [1_000, 2])
+def test_a_later_stage_may_aggregate_features_of_an_earlier_one(rows_in_memory):
+    visits = hr.Source(
+        "visits",
+        key="guest",
+        event_time="at",
+        event_id="visit_id",
+        schema={
+            "type": "record",
+            "name": "Visit",
+            "fields": [
+                {"name": "visit_id", "type": "long"},
+                {"name": "guest", "type": "string"},
+                {"name": "place", "type": "string"},
+                {"name": "at", "type": TIME},
+            ],
+        },
+    )
+    guest, place = hr.Entity("guest", key="guest"), hr.Entity("place", key="place")
+    loyalty = hr.FeatureView("guest", entity=guest, source=visits, features=[hr.count(over="7d")])
+    crowd = hr.FeatureView(
+        "place",
+        entity=place,
+        source=visits,
+        features=[hr.sum(hr.feature("guest__count_7d") * 10, over="7d", name="loyalty")],
+    )
+    table = pa.table(
+        {
+            "visit_id": [1, 2, 3, 4],
+            "guest": ["ann", "bob", "ann", "ann"],
+            "place": ["inn", "inn", "bar", "inn"],
+            # The file is not in the order of time: the third row comes first.
+            "at": pa.array([2_000, 3_000, 1_000, 4_000], pa.timestamp("ms")),
+        }
+    )
+
+    found = hr.history(
+        pa.table({"visit_id": [4, 3]}),
+        hr.Pipeline("stay", source=visits, views=[loyalty, crowd]),
+        sources={"visits": table},
+        rows_in_memory=rows_in_memory,
+    )
+
+    # Visits 1, 2 and 4 are at the inn, as each guest's second, first and third.
+    assert found["guest__count_7d"].to_pylist() == [3, 1]
+    assert found["place__loyalty_7d"].to_pylist() == [60.0, 10.0]
