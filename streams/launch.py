@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import CollectorRegistry
 
 from headrace.runtime import topics
 from headrace.runtime.clock import SystemClock
-from headrace.runtime.errors import explain
+from headrace.runtime.errors import KafkaUnavailableError, explain
 from headrace.runtime.kafka import admin, topic_ids
 from headrace.runtime.logging import get_logger
 from headrace.schemas.codec import RecordEncoder
+from headrace.schemas.errors import RegistryUnavailableError
 from headrace.schemas.wire import WireDecoder
 from headrace.streams.app import StreamApp, build_app, run
 from headrace.streams.context import ProcessorContext
@@ -39,7 +41,10 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+Answer = TypeVar("Answer")
+
 MODELS_WAIT_S = 60.0
+START_WAIT_S_MAX = 10.0
 # The source's and the worker's thread hand over to each other many times a second; the default of
 # 5 ms is how long one waits for the other's pure Python.
 SWITCH_INTERVAL_S = 0.0005
@@ -70,7 +75,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
     environment = open_environment(folder)
     plan = environment.pipeline(options.pipeline)
     models = LiveModels()
-    context = _context(environment, plan, models)
+    context = _patiently(lambda: _context(environment, plan, models))
     registry = CollectorRegistry()
     url = ""
 
@@ -94,9 +99,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
     try:
         if not follower.wait_until_caught_up(MODELS_WAIT_S):
             log.warning("deployments_not_read_yet", waited_s=MODELS_WAIT_S)
-        schema_ids = {
-            source.name: environment.registered(source.topic)[0] for source in plan.sources
-        }
+        schema_ids = _patiently(lambda: _schema_ids(environment, plan))
         scored = warm_up(plan, context, schema_ids, clock.now_ms())
         log.info("warmed_up", scored=scored)
         _tune_interpreter()
@@ -106,6 +109,18 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         environment.registry.close()
         if health is not None:
             health.close()
+
+
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """Ask until broker and registry answer: a worker may start before them."""
+    wait_s = 1.0
+    while True:
+        try:
+            return ask()
+        except (KafkaUnavailableError, RegistryUnavailableError) as error:
+            log.warning("waiting_for_infrastructure", error=str(error), retry_in_s=wait_s)
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, START_WAIT_S_MAX)
 
 
 def _context(environment: Environment, plan: PipelinePlan, models: LiveModels) -> ProcessorContext:
@@ -136,6 +151,10 @@ def _context(environment: Environment, plan: PipelinePlan, models: LiveModels) -
         max_record_bytes=environment.project.settings.stream.max_record_bytes,
         app_version=version("headrace"),
     )
+
+
+def _schema_ids(environment: Environment, plan: PipelinePlan) -> dict[str, int]:
+    return {source.name: environment.registered(source.topic)[0] for source in plan.sources}
 
 
 def _sources(plan: PipelinePlan) -> list[str]:

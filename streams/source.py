@@ -219,6 +219,7 @@ class Source:
             wanted = self._sizer.rows - len(messages)
             messages += cast("list[Row]", self._consumer.consume(wanted, 0))
             self._polled_s = time.monotonic()
+            self._raise_fault()
         if messages:
             self._hand_over(messages)
         elif self._tickets:
@@ -228,6 +229,7 @@ class Source:
         """Wait for one message: unlike ``consume`` this returns with the first."""
         message = self._consumer.poll(timeout_s)
         self._polled_s = time.monotonic()
+        self._raise_fault()
         if message is not None:
             self._stash.append(cast("Row", message))
 
@@ -409,6 +411,8 @@ class Source:
             )
         except BaseException as error:  # noqa: BLE001 -- raised again by the loop
             self._fault = error
+            # Else the client assigns them itself when the callback returns.
+            consumer.incremental_assign([])
             return
         rows = sum(owned.replay_rows for owned in started)
         log.info("partitions_assigned", count=len(started), replay_rows=rows)

@@ -185,6 +185,21 @@ class LiveProject:
         consumer.close()
         return sum(max(0, one.offset) for one in found)
 
+    def commit(self, offset: int, metadata: str) -> None:
+        """Commit an offset for each partition of the source, as a worker of another time would."""
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.bootstrap_servers,
+                "group.id": topics.group(self.plan.project, self.plan.name),
+            }
+        )
+        topic = self.topic("payments")
+        offsets = [
+            TopicPartition(topic, p, offset, metadata=metadata) for p in range(self.partitions)
+        ]
+        consumer.commit(offsets=offsets, asynchronous=False)
+        consumer.close()
+
 
 class LiveWorker:
     """`headrace worker` as a process of its own; a context manager that leaves none behind."""
@@ -214,6 +229,9 @@ class LiveWorker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()

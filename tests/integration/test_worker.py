@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections import defaultdict
@@ -14,6 +15,7 @@ from headrace.runtime import topics
 from headrace.scoring.artefact import Canary, write_artefact
 from headrace.scoring.deployments import Deployment
 from headrace.scoring.scorer import FeatureColumn
+from headrace.streams.commit import CommitNote
 from headrace.training.deploy import publish_deployment
 from headrace.training.fit import fit
 
@@ -160,3 +162,29 @@ def deploy(project, folder, revision):
     )
     topic = topics.deployments(project.plan.project)
     publish_deployment(project.environment.client, topic, event)
+
+
+@pytest.mark.parametrize(
+    ("offset", "topic_id"), [(10_000, None), (5, "another")], ids=["beyond the end", "other topic"]
+)
+def test_offsets_that_do_not_fit_the_topic_stop_the_worker_with_the_ways_on(
+    project, offset, topic_id
+):
+    messages, rows = payments(project, 200, START_MS, seed=13)
+    project.send(messages)
+    project.commit(offset, "" if topic_id is None else CommitNote(topic_id).dump())
+
+    stopped = LiveWorker(project.folder)
+    with contextlib.closing(stopped):
+        assert stopped.process.wait(120) == 1
+        assert "--on-mismatch replay" in stopped.output()
+        assert "Traceback" not in stopped.output()
+    with LiveWorker(project.folder, "--on-mismatch", "skip") as worker:
+        assert worker.terminate() == 0, worker.output()
+    project.commit(offset, "" if topic_id is None else CommitNote(topic_id).dump())
+    with LiveWorker(project.folder, "--on-mismatch", "replay") as worker:
+        snapshots = project.records("snapshots", 200)
+        assert worker.terminate() == 0, worker.output()
+
+    assert_features(snapshots, rows)
+    assert project.committed() == 200
