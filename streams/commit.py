@@ -25,7 +25,7 @@ from headrace.runtime.logging import get_logger
 from headrace.streams.errors import DeliveryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from headrace.streams.batch import Outputs, SingleOutput
 
@@ -161,7 +161,7 @@ class CheckedProducer:
         """
         for partition, rows in _by_partition(messages).items():
             self._send_rows(topic, rows, partition)
-        self._producer.poll(0)
+        self.poll()
 
     def _send_rows(self, topic: str, remaining: list[dict[str, Any]], partition: int) -> None:
         while remaining:
@@ -205,7 +205,7 @@ class CheckedProducer:
                 self.check()
             else:
                 break
-        self._producer.poll(0)
+        self.poll()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait for every delivery; False when ``timeout_s`` was not enough.
@@ -213,7 +213,8 @@ class CheckedProducer:
         Raises:
             DeliveryError: If the broker refused a message for good.
         """
-        left = self._producer.flush(timeout_s)
+        with self._fatal_as_failure():
+            left = self._producer.flush(timeout_s)
         self.check()
         return left == 0
 
@@ -231,8 +232,10 @@ class CheckedProducer:
             )
 
     def poll(self) -> None:
-        """Serve callbacks."""
-        self._producer.poll(0)
+        """Serve callbacks; raise ``DeliveryError`` if one told of a message that was refused."""
+        with self._fatal_as_failure():
+            self._producer.poll(0)
+        self.check()
 
     def discard(self) -> None:
         """Drop what is queued and was not sent; used when the worker gives up."""
@@ -240,8 +243,22 @@ class CheckedProducer:
 
     def _wait(self) -> None:
         self._on_wait()
-        self._producer.poll(WAIT_SLICE_S)
+        with self._fatal_as_failure():
+            self._producer.poll(WAIT_SLICE_S)
         self.check()
+
+    @contextlib.contextmanager
+    def _fatal_as_failure(self) -> Iterator[None]:
+        """Take the client's fatal errors for what they are: a message that cannot be delivered.
+
+        A refused message is fatal here, since nothing may overtake it (the gapless guarantee). The
+        client raises that from within its callbacks, at times as a SystemError.
+        """
+        try:
+            yield
+        except (KafkaException, SystemError) as error:
+            self._failures.insert(0, str(error.__cause__ or error))
+            self.check()
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:

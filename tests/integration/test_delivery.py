@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
@@ -56,7 +57,11 @@ def test_rows_that_a_full_queue_refuses_are_sent_again_in_order_each_once(client
 def test_a_message_that_the_broker_refuses_is_an_error_of_the_flush(client, unique_name):
     make_topic(client, unique_name, {"max.message.bytes": "1000"})
     producer = CheckedProducer(producer_properties(client, 0.0))
-    producer.send_single(SingleOutput(unique_name, bytes(range(256)) * 40, None, 0, []))
+    producer.send_single(
+        SingleOutput(unique_name, np.random.default_rng(14).bytes(10_000), None, 0, [])
+    )
 
-    with pytest.raises(DeliveryError, match="max.message.bytes"):
+    with pytest.raises(DeliveryError, match="Message size too large"):
         producer.flush(30)
+    with pytest.raises(DeliveryError):
+        producer.send_bulk(unique_name, [{"value": b"later", "key": None, "partition": 0}])
