@@ -73,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
             count,
             # A second stage that came only after all of the first would look quick by itself.
             between=[topics.rekey(PIPELINE, "terminal")],
+            folder=project.folder,
             log=log,
         )
         wrong = _wrong(project, simulation.transactions, simulation.reports)

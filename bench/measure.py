@@ -119,6 +119,7 @@ def drain(
     partitions: int = 4,
     between: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
     log: Path,
     stall_s: float = 120.0,
 ) -> Drain:
@@ -133,6 +134,7 @@ def drain(
         partitions: Partitions of each topic.
         between: Topics that it writes on the way: its work begins with the first append there.
         environment: Environment of the process; None for ours.
+        folder: Where it is started; None for here.
         log: Where its output goes.
         stall_s: How long no new output may appear.
 
@@ -144,7 +146,7 @@ def drain(
     start_s = CLOCK.now_ms() / 1000
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=environment, stdout=output, stderr=subprocess.STDOUT
+            command, env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT
         )
     sampler = TreeSampler(process.pid)
     try:

@@ -45,6 +45,7 @@ class Project:
             text=True,
             timeout=COMMAND_TIMEOUT_S,
             check=False,
+            cwd=self.folder,
             env=environment(),
         )
         if finished.returncode != 0:
@@ -63,7 +64,12 @@ class Project:
         """Start a worker; its output goes to the end of ``log``."""
         with log.open("ab") as output:
             return subprocess.Popen(
-                self.command("worker"), stdout=output, stderr=subprocess.STDOUT, env=environment()
+                self.command("worker"),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Faust makes a folder where a worker is started.
+                cwd=self.folder,
+                env=environment(),
             )
 
     def plan(self, pipeline: str) -> PipelinePlan:

@@ -112,6 +112,7 @@ def measure(project: Project, name: str, expected: int, log: Path) -> Drain:
         project.endpoints.bootstrap_servers,
         [PREDICTIONS, SNAPSHOTS],
         expected,
+        folder=project.folder,
         log=log,
     )
 

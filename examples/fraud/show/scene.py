@@ -132,6 +132,8 @@ class Scene:
         name, *rest = arguments
         child = subprocess.Popen(
             [sys.executable, "-m", "headrace.cli.main", name, "--project", str(self.folder), *rest],
+            # Faust makes a folder where a worker is started; here it goes with the rest.
+            cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=errors,
