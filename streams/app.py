@@ -50,6 +50,9 @@ class StreamApp(faust.App):
     async def _wait_for_table_recovery_completed(self) -> bool:
         return False
 
+    def _create_directories(self) -> None:
+        """Make none: there are no tables, and Faust's folders would lie where the user works."""
+
 
 class Bench:
     """Where tickets are worked on: one thread, so that each processor has one caller at a time."""

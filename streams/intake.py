@@ -131,6 +131,11 @@ def end_batch(owned: OwnedPartition) -> EventBatch:
     return _batch(owned, [], [], at_end=True)
 
 
+def backlog_batch(owned: OwnedPartition) -> EventBatch:
+    """Return the batch of no rows that says: there is a backlog, wait for this partition."""
+    return _batch(owned, [], [], at_end=False)
+
+
 def _batch(
     owned: OwnedPartition, rows: list[Row], values: list[bytes | None], at_end: bool
 ) -> EventBatch:

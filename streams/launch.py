@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import time
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from prometheus_client import CollectorRegistry
 
+from headrace.features.output_schemas import output_schemas
 from headrace.runtime import topics
 from headrace.runtime.clock import SystemClock
 from headrace.runtime.errors import KafkaUnavailableError, explain
@@ -137,8 +139,14 @@ def _context(environment: Environment, plan: PipelinePlan, models: LiveModels) -
     def decoder(source: SourcePlan) -> WireDecoder:
         return WireDecoder(source.schema, environment.registry.schema)
 
+    expected = output_schemas(plan)
+
     def encoder(topic: str) -> RecordEncoder:
         schema_id, schema = environment.registered(topic)
+        if json.loads(schema)["fields"] != json.loads(expected[topic])["fields"]:
+            rule = "have the fields that the definitions give"
+            message = explain("the registered schema", rule, f"id {schema_id}", topic, HINT)
+            raise NotAppliedError(message)
         return RecordEncoder(schema, schema_id)
 
     return ProcessorContext(

@@ -21,7 +21,7 @@ from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
 from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, producer_properties
 from headrace.streams.errors import DeliveryError, PositionError
-from headrace.streams.intake import BatchSizer, Row, batches, end_batch, group
+from headrace.streams.intake import BatchSizer, Row, backlog_batch, batches, end_batch, group
 from headrace.streams.positions import Mismatch, OwnedPartition, own
 from headrace.streams.tickets import ProcessorTable, Ticket
 
@@ -419,6 +419,8 @@ class Source:
         self._assigned_once = self._replaying = True
         self._next_report_s = 0.0
         self._watcher.assigned(list(self._owned.values()))
+        # Who owned them before may have told the next stage that they were at their end.
+        self._submit_all([backlog_batch(one) for one in started if one.high_offset > one.emit_from])
         self._report_replay()
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:

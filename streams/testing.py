@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.features.kernels.keys import crc32_partitions, murmur2_partitions
+from headrace.features.output_schemas import output_schemas
 from headrace.runtime import topics
 from headrace.schemas.codec import RecordEncoder
 from headrace.schemas.errors import UnknownSchemaError
-from headrace.schemas.outputs import prediction_schema, snapshot_schema
 from headrace.schemas.wire import WireDecoder
 from headrace.streams.batch import EventBatch, SingleOutput
 from headrace.streams.context import ProcessorContext
@@ -111,12 +111,10 @@ class Driver:
         self._sources = {source.name: source for source in plan.sources}
         schemas = {index: source.schema for index, source in enumerate(plan.sources, start=1)}
         self._schema_ids = {s.name: index for index, s in enumerate(plan.sources, start=1)}
-        entities = [stage.entity for stage in plan.stages]
-        vector = [(column.name, column.dtype) for column in plan.vector]
-        views = [age.view for stage in plan.stages for age in stage.ages]
         self._prediction_id, self._snapshot_id = len(schemas) + 1, len(schemas) + 2
-        schemas[self._prediction_id] = prediction_schema(plan.name, entities)
-        schemas[self._snapshot_id] = snapshot_schema(plan.name, entities, vector, views)
+        written = output_schemas(plan)
+        schemas[self._prediction_id] = written[topics.predictions(plan.name)]
+        schemas[self._snapshot_id] = written[topics.snapshots(plan.name)]
         self._schemas = schemas
         self._logs: dict[str, list[list[Message]]] = {}
         for source in plan.sources:

@@ -22,9 +22,9 @@ import yaml
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from headrace.features.kernels.keys import murmur2_partitions
+from headrace.features.output_schemas import output_schemas
 from headrace.runtime import topics
 from headrace.runtime.kafka import admin, ensure_topics
-from headrace.schemas.outputs import prediction_schema, snapshot_schema
 from headrace.streams.environment import Environment, open_environment
 
 if TYPE_CHECKING:
@@ -315,16 +315,8 @@ def apply(environment: Environment) -> dict[str, int]:
     ensure_topics(admin(environment.client), specs)
     registry = environment.registry
     for plan in environment.plan.pipelines:
-        entities = [stage.entity for stage in plan.stages]
-        vector = [(column.name, column.dtype) for column in plan.vector]
-        views = [age.view for stage in plan.stages for age in stage.ages]
-        registry.register(
-            f"{topics.predictions(plan.name)}-value", prediction_schema(plan.name, entities)
-        )
-        registry.register(
-            f"{topics.snapshots(plan.name)}-value",
-            snapshot_schema(plan.name, entities, vector, views),
-        )
+        for topic, schema in output_schemas(plan).items():
+            registry.register(f"{topic}-value", schema)
     return {s.name: registry.register(f"{s.topic}-value", s.schema) for s in environment.sources()}
 
 

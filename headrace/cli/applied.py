@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 from headrace.features.changes import Change, differences, plan_changes
 from headrace.features.compiler import compile_project, plan_from_json, plan_to_json
 from headrace.features.errors import PlanFormatError
+from headrace.features.output_schemas import output_schemas
 from headrace.features.plan import ProjectPlan
 from headrace.features.project import load_project
 from headrace.runtime import topics
 from headrace.runtime.errors import HeadraceError, explain
-from headrace.schemas.outputs import prediction_schema, snapshot_schema
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from headrace.features.plan import PipelinePlan
     from headrace.features.project import Project
     from headrace.runtime.settings import Settings
     from headrace.runtime.topics import TopicSpec
@@ -98,7 +97,7 @@ def target_of(project: Project) -> Target:
             schemas[_subject(source.topic)] = source.schema
             decoders[source.name] = _decoder(source.schema)
             sources.append(source.topic)
-        schemas |= _output_schemas(pipeline)
+        schemas |= {_subject(topic): text for topic, text in output_schemas(pipeline).items()}
     specs = topics.topic_specs(
         plan.project,
         sources,
@@ -114,18 +113,6 @@ def _decoder(schema: str) -> str:
     from headrace.schemas.codec import SchemaDecoder
 
     return "fast" if SchemaDecoder(schema).fast else "fallback"
-
-
-def _output_schemas(pipeline: PipelinePlan) -> dict[str, str]:
-    entities = [stage.entity for stage in pipeline.stages]
-    vector = [(column.name, column.dtype) for column in pipeline.vector]
-    views = [age.view for stage in pipeline.stages for age in stage.ages]
-    return {
-        _subject(topics.predictions(pipeline.name)): prediction_schema(pipeline.name, entities),
-        _subject(topics.snapshots(pipeline.name)): snapshot_schema(
-            pipeline.name, entities, vector, views
-        ),
-    }
 
 
 def _subject(topic: str) -> str:

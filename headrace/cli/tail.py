@@ -21,13 +21,16 @@ _HEADER_BYTES = 5
 def tail(
     topic: Annotated[str, typer.Argument(help="Such as traffic.predictions.")],
     *,
-    count: Annotated[int, typer.Option("--max", "-n", min=1, help="At most so many records.")] = 10,
+    count: Annotated[
+        int | None, typer.Option("--max", "-n", min=1, help="How many records; default 10.")
+    ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Wait for new records until stopped.")
+        bool,
+        typer.Option("--follow", "-f", help="Wait for more: until --max are there, or stopped."),
     ] = False,
     project: Folder = Path(),
 ) -> None:
-    """Print the first records of a topic as JSON, one a line; with --follow the coming ones."""
+    """Print a topic's newest records as JSON, one a line; with --follow the coming ones too."""
     import orjson
 
     from headrace.features.project import load_project
@@ -40,9 +43,9 @@ def tail(
     with SchemaRegistry(found.registry_url) as registry:
         decode = record_decoder(registry.schema)
         properties = client_properties(settings, found.bootstrap_servers)
-        for number, value in enumerate(records(properties, topic, follow=follow), start=1):
+        for number, value in enumerate(newest(properties, topic, count or 10, follow), start=1):
             typer.echo(orjson.dumps(decode(value), default=str).decode())
-            if number == count and not follow:
+            if number == count:
                 break
 
 
@@ -67,37 +70,52 @@ def record_decoder(lookup: Callable[[int], str]) -> Callable[[bytes | None], Any
     return decode
 
 
-def records(properties: Properties, topic: str, *, follow: bool) -> Iterator[bytes | None]:
-    """Yield the values of a topic's records: those that are there now, or the coming ones."""
-    from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, TopicPartition
+def newest(properties: Properties, topic: str, count: int, follow: bool) -> Iterator[bytes | None]:
+    """Yield the values of a topic's newest ``count`` records, oldest first, then the coming ones.
 
+    Raises:
+        TopicError: If there is no such topic.
+
+    """
+    from confluent_kafka import Consumer, TopicPartition
+
+    from headrace.runtime.errors import TopicError, explain
     from headrace.runtime.kafka import admin, end_offsets, partition_counts
 
     counts = partition_counts(admin(properties), [topic])
     if topic not in counts:
-        from headrace.runtime.errors import TopicError, explain
-
         text = explain("a topic", "exist", topic, "this broker", "run 'headrace apply'")
         raise TopicError(text)
-    partitions = [(topic, number) for number in range(counts[topic])]
-    left = {key: end for key, end in end_offsets(properties, partitions).items() if end > 0}
+    ends = end_offsets(properties, [(topic, number) for number in range(counts[topic])])
+    left = {number: end for (_, number), end in ends.items() if end > 0}
     consumer = Consumer(
         {**properties, "group.id": "headrace.tail", "enable.auto.commit": False}
-        | {"enable.partition.eof": not follow}
+        | {"enable.partition.eof": True, "auto.offset.reset": "earliest"}
     )
-    start = OFFSET_END if follow else OFFSET_BEGINNING
-    consumer.assign([TopicPartition(topic, number, start) for _, number in partitions])
+    consumer.assign([TopicPartition(topic, n, max(0, end - count)) for (_, n), end in ends.items()])
+    there: list[tuple[int, bytes | None]] = []
     try:
-        while follow or left:
+        while left or follow:
+            if not left and there:
+                yield from _last(there, count)
+                there = []
             message = consumer.poll(_POLL_S)
             if message is None:
                 continue
-            key = (topic, message.partition() or 0)
+            number = message.partition() or 0
             if message.error():
-                left.pop(key, None)
-                continue
-            yield message.value()
-            if not follow and (message.offset() or 0) + 1 >= left.get(key, 0):
-                left.pop(key, None)
+                left.pop(number, None)
+            elif number not in left and not left:
+                yield message.value()
+            else:
+                there.append((message.timestamp()[1], message.value()))
+                if (message.offset() or 0) + 1 >= left.get(number, 0):
+                    left.pop(number, None)
+        yield from _last(there, count)
     finally:
         consumer.close()
+
+
+def _last(there: list[tuple[int, bytes | None]], count: int) -> list[bytes | None]:
+    """Return the values of the ``count`` newest of (timestamp, value), oldest first."""
+    return [value for _, value in sorted(there, key=lambda pair: pair[0])[-count:]]

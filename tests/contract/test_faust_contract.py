@@ -189,3 +189,12 @@ def test_a_full_channel_makes_put_wait_which_is_the_backpressure(app):
         return waited
 
     assert asyncio.run(scenario())
+
+
+def test_folders_are_made_by_the_method_that_our_app_takes_out(app, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    faust.App("plain", broker="kafka://unused")._create_directories()
+    app._create_directories()
+
+    assert [folder.name for folder in tmp_path.iterdir()] == ["plain-data"]
