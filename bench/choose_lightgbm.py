@@ -98,9 +98,15 @@ def fresh_rows(data: TrainingSet, split: TimeSplit) -> np.ndarray:
     return rows
 
 
-def judge(parameters: Mapping[str, object], data: TrainingSet, split: TimeSplit) -> Evaluation:
-    """Fit on a split's training week and return the figures of its test week."""
-    rows, tested = split.train.mask(data.event_time_ms), fresh_rows(data, split)
+def judge(
+    parameters: Mapping[str, object],
+    data: TrainingSet,
+    split: TimeSplit,
+    tested: np.ndarray | None = None,
+) -> Evaluation:
+    """Fit on a split's training week and return the figures of its test week's fresh rows."""
+    rows = split.train.mask(data.event_time_ms)
+    tested = fresh_rows(data, split) if tested is None else tested
     labels = data.labels(split.label_cutoff_ms)
     fitted = fit(parameters, data.vector[rows], labels[rows], data.names)
     return evaluate(
@@ -114,9 +120,13 @@ def judge(parameters: Mapping[str, object], data: TrainingSet, split: TimeSplit)
 def search(data: TrainingSet, console: Console) -> list[Trial]:
     """Return all trials, the best first."""
     splits = [week_split(start) for start in FOLD_STARTS]
+    tested = [fresh_rows(data, split) for split in splits]
     grid = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
     trials = [
-        Trial(parameters, tuple(judge(parameters, data, split) for split in splits))
+        Trial(
+            parameters,
+            tuple(judge(parameters, data, *fold) for fold in zip(splits, tested, strict=True)),
+        )
         for parameters in track(grid, "trying parameters", console=console, transient=True)
     ]
     return sorted(trials, key=lambda trial: -trial.auc)

@@ -117,7 +117,7 @@ def key_precision(
     """
     codes = np.unique(keys, return_inverse=True)[1]
     blocked = np.zeros(codes.max(initial=-1) + 1, bool)
-    precisions = []
+    found = 0
     for day in np.unique(days):
         rows = np.flatnonzero((days == day) & ~blocked[codes])
         present, group = np.unique(codes[rows], return_inverse=True)
@@ -126,9 +126,9 @@ def key_precision(
         truth = np.zeros(len(present), bool)
         np.logical_or.at(truth, group, labels[rows] > 0)
         checked = np.argsort(-highest, kind="stable")[:checked_a_day]
-        precisions.append(np.count_nonzero(truth[checked]) / checked_a_day)
+        found += int(np.count_nonzero(truth[checked]))
         blocked[present[checked[truth[checked]]]] = True
-    return float(np.mean(precisions))
+    return found / (checked_a_day * len(np.unique(days)))
 
 
 def unknown_at_day_start(

@@ -35,6 +35,7 @@ def test_the_plans_parameters_are_used() -> None:
     assert len(model.trees) == 7
     assert {len(tree.leaf_value) for tree in model.trees} == {4}
     assert b"[learning_rate: 0.2]" in fitted.text
+    assert b"[deterministic: 1]" in fitted.text
     assert fitted.parameters["num_iterations"] == 7
 
 

@@ -79,6 +79,25 @@ def test_writers_at_once_each_get_a_version_of_their_own(
     assert not list(registry.folder.rglob(".draft-*"))
 
 
+def test_a_version_that_another_writer_took_meanwhile_is_left_to_it(
+    registry: FileRegistry, tmp_path: Path
+) -> None:
+    class LateRegistry(FileRegistry):
+        """Looks at the versions, and another writer is quicker."""
+
+        def versions(self, model: str) -> list[int]:
+            seen = super().versions(model)
+            if len(seen) < 3:
+                registry.add(artefact(tmp_path / f"other{len(seen)}", text=b"other"))
+            return seen
+
+    entry = LateRegistry(registry.folder).add(artefact(tmp_path / "mine", text=b"mine"))
+
+    assert entry.version == 4
+    assert read_artefact(entry.folder).model_text == b"mine"
+    assert read_artefact(registry.folder / "fraud" / "3").model_text == b"other"
+
+
 def test_references_resolve_by_alias_by_version_and_to_the_newest(
     registry: FileRegistry, tmp_path: Path
 ) -> None:
