@@ -36,6 +36,11 @@ log = get_logger(__name__)
 TICKETS_MAX = 3
 IDLE_WAIT_S = 0.1
 BUSY_WAIT_S = 0.001
+# A hand-over costs half a millisecond however few its rows are, and two requests to the broker for
+# each partition: with nothing under way, the rows of the next moment are waited for ...
+GATHER_S = 0.005
+# ... and while a hand-over is worked on, the next one waits for it unless it is as large as this.
+SECOND_ROWS_MIN = 256
 # While a ticket takes longer (registry away, first compilation) the consumer is paused and polled,
 # or the group would take the worker for dead.
 STALL_S = 1.0
