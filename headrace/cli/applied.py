@@ -179,6 +179,32 @@ def write_applied(settings: Settings, applied: Applied) -> None:
     partial.replace(folder / FILE)
 
 
+def check_applied(folder: Path, name: str | None) -> None:
+    """See that what would run is what was applied; where nothing was, on this machine, let it pass.
+
+    Args:
+        folder: The project's folder.
+        name: The pipeline that would run; None for all.
+
+    Raises:
+        AppliedError: If the definitions give other values than the applied ones.
+        HeadraceError: If the definitions are wrong.
+
+    """
+    project = load_project(folder)
+    applied = read_applied(project.settings).plan
+    if applied is None:
+        return
+    known = {pipeline.name: pipeline.fingerprint for pipeline in applied.pipelines}
+    for pipeline in compile_project(project, project.settings.topics.partitions).pipelines:
+        if name in (None, pipeline.name) and known.get(pipeline.name) != pipeline.fingerprint:
+            hint = "'headrace plan' shows what has changed, 'headrace apply' applies it"
+            got = f"fingerprint {pipeline.fingerprint}"
+            raise AppliedError(
+                explain("definitions", "be applied", got, f"pipeline {pipeline.name}", hint)
+            )
+
+
 # --- Applying -------------------------------------------------------------------------------------
 
 

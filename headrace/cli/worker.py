@@ -26,9 +26,11 @@ def worker(
     project: Folder = Path(),
 ) -> None:
     """Compute features and scores from the stream."""
+    from headrace.cli.applied import check_applied
     from headrace.runtime.logging import configure
     from headrace.streams.launch import WorkerOptions, run_worker
 
     configure()
+    check_applied(project, pipeline)
     options = WorkerOptions(pipeline, metrics_host, metrics_port, on_mismatch)
     raise typer.Exit(run_worker(project, options, typer.echo))

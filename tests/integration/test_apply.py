@@ -7,7 +7,7 @@ import json
 import pytest
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from headrace.cli.applied import AppliedError, apply_project, read_applied
+from headrace.cli.applied import AppliedError, apply_project, check_applied, read_applied
 from headrace.runtime.kafka import admin, ensure_topics, partition_counts
 from headrace.runtime.settings import load_settings
 from headrace.runtime.topics import TopicSpec
@@ -99,6 +99,17 @@ def test_apply_makes_what_the_plan_needs_and_twice_is_as_once(project, stack, na
     second = apply_project(project)
     assert (second.first, second.changes, second.created) == (False, (), ())
     assert second.schemas == first.schemas
+
+
+def test_only_what_is_applied_runs(project, name):
+    check_applied(project, None)
+    apply_project(project)
+    check_applied(project, None)
+    write(project, name, 'hr.mean("amount", over=["1d", "7d"])')
+
+    with pytest.raises(AppliedError, match="'headrace apply' applies it"):
+        check_applied(project, None)
+    check_applied(project, "another")
 
 
 def test_a_new_feature_is_a_compatible_change(project, name):

@@ -70,6 +70,19 @@ def test_events_become_predictions_and_snapshots_that_fastavro_reads(project):
     assert metrics["headrace_end_to_end_seconds_count"] == len(rows)
 
 
+def test_definitions_whose_outputs_are_not_registered_stop_the_worker_at_its_start(project):
+    definitions = project.folder / "definitions.py"
+    text = definitions.read_text()
+    definitions.write_text(text.replace('hr.count(over=["1h", "1d"])', 'hr.count(over=["1h"])'))
+
+    worker = LiveWorker(project.folder)
+    code = worker.process.wait(120)
+    worker.close()
+
+    assert code == 1
+    assert "have the fields that the definitions give" in worker.output()
+
+
 def test_a_stopped_worker_exits_with_0_and_the_next_one_repeats_nothing(project):
     messages, rows = payments(project, 1_000, START_MS, seed=2)
     with LiveWorker(project.folder) as worker:
