@@ -36,8 +36,8 @@ log = get_logger(__name__)
 TICKETS_MAX = 3
 IDLE_WAIT_S = 0.1
 BUSY_WAIT_S = 0.001
-# How long the broker may hold back an answer of few bytes. A hand-over costs half a millisecond for
-# each partition however few its rows are, and two requests to the broker: rows in company cost less.
+# How long the broker may hold back an answer of few bytes. A hand-over costs half a millisecond
+# for each partition however few its rows are, and requests to the broker: company is cheaper.
 FETCH_WAIT_MS = 4
 # While a hand-over is worked on, the next one waits for it unless it is as large as this.
 SECOND_ROWS_MIN = 256
