@@ -44,6 +44,8 @@ def command_of(process):
 
 
 def start(folder, *arguments):
+    # A suite in the background of a shell has SIGINT ignored, and its children would have, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     return subprocess.Popen(
         [sys.executable, str(DEMO), "--fast", *arguments],
         env={**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"},
