@@ -178,14 +178,22 @@ class ParityReport:
     duplicates: int = 0
     differing: int = 0
     restarts: int = 0
+    made_at_kill: int = 0
+
+    @property
+    def killed_in_the_middle(self) -> bool:
+        """Whether the worker was killed when some rows were out and others were not."""
+        rows = self.handbook[0].rows if self.handbook else 0
+        return self.restarts > 0 and 0 < self.made_at_kill < rows
 
     @property
     def holds(self) -> bool:
-        """Whether every row came, never in two ways, with every value right."""
+        """Whether every row came, never in two ways, with every value right, kill included."""
         compared = [*self.handbook, *self.history]
         return (
             bool(self.handbook)
             and bool(self.history)
+            and self.killed_in_the_middle
             and not self.missing
             and not self.differing
             and not any(comparison.mismatches for comparison in compared)
