@@ -6,7 +6,8 @@ Run: ``python -m bench.expressions``. Prints ns per row and expression, and what
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
@@ -51,9 +52,10 @@ def compiled(expression: str) -> Callable[..., np.ndarray]:
         f"        out[i] = {expression}\n"
         "    return out\n"
     )
-    scope = {"empty": np.empty, "nan": np.nan}
+    scope: dict[str, Any] = {"empty": np.empty, "nan": np.nan}
     exec(source, scope)  # noqa: S102 - the texts above
-    return numba.njit(nogil=True)(scope["loop"])
+    loop: Callable[..., np.ndarray] = numba.njit(nogil=True)(scope["loop"])
+    return loop
 
 
 def nanoseconds(call: Callable[[], object], rows: int) -> float:
@@ -85,8 +87,8 @@ def main() -> None:
         columns = {"amount": pa.array(amount), "at": pa.array(at), "v__mean": mean}
         for name, formula in EXPRESSIONS.items():
             loop, node = loops[name], formula.node
-            ours = nanoseconds(lambda n=node: evaluate(n, columns, rows), rows)  # noqa: B023
-            theirs = nanoseconds(lambda f=loop: f(amount, at, mean), rows)  # noqa: B023
+            ours = nanoseconds(partial(evaluate, node, columns, rows), rows)
+            theirs = nanoseconds(partial(loop, amount, at, mean), rows)
             equal = np.array_equal(
                 evaluate(node, columns, rows).view(np.int64), loop(amount, at, mean).view(np.int64)
             )
