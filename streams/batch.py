@@ -58,8 +58,9 @@ class SingleOutput:
 class Outputs:
     """All that one batch causes, to be sent before its offset is committed.
 
-    ``rejected`` counts rows by DLQ reason; ``oldest_arrival_time_ms`` is the arrival of the oldest
-    event among the scored ones (for the end-to-end latency), None when nothing was scored.
+    ``rejected`` counts rows by DLQ reason; ``scored_arrival_time_ms`` holds the broker's timestamps
+    of the scored events (for the end-to-end latency), None when nothing was scored.
+    ``stage_seconds`` is what the processor took; its caller sets it, since it reads no clock.
     """
 
     bulk: list[BulkOutput] = field(default_factory=list)
@@ -70,7 +71,7 @@ class Outputs:
     rejected: Counter[str] = field(default_factory=Counter)
     scored_arrival_time_ms: np.ndarray | None = None
     event_time_ms_max: int | None = None
-    stage_seconds: dict[str, float] = field(default_factory=dict)
+    stage_seconds: float = 0.0
 
 
 class Processor(Protocol):

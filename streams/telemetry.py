@@ -22,6 +22,7 @@ LATENCY_BOUNDS_S = (
     *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1),
     *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0),
 )
+STAGE_BOUNDS_S = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 ROWS_BOUNDS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 
 
@@ -80,7 +81,13 @@ class Telemetry:
         self.refused = _counter(
             registry, "models_refused", "Deployments refused", "pipeline", "reason"
         )
-        self.stage_seconds = _counter(registry, "stage_seconds", "Time by part of a stage", "part")
+        self.stage_seconds = Histogram(
+            "headrace_stage_seconds",
+            "What a batch took in the stage or router that reads the topic",
+            ("topic",),
+            buckets=STAGE_BOUNDS_S,
+            registry=registry,
+        )
         labels = ("topic", "partition")
         self.lag_rows = Gauge("headrace_lag_records", "Records not done", labels, registry=registry)
         self.lag_s = Gauge(
@@ -137,14 +144,13 @@ class Telemetry:
                 self.replayed.labels(batch.topic).inc(silent)
             self.events.labels(batch.topic).inc(rows - silent)
             self.batch_rows.observe(rows)
+            self.stage_seconds.labels(batch.topic).observe(outputs.stage_seconds)
         if outputs.scored:
             self.scored.labels(self._pipeline).inc(outputs.scored)
         if outputs.late:
             self.late.labels(batch.topic).inc(outputs.late)
         for reason, count in outputs.rejected.items():
             self.dlq.labels(batch.topic, reason).inc(count)
-        for part, seconds in outputs.stage_seconds.items():
-            self.stage_seconds.labels(part).inc(seconds)
         arrivals = outputs.scored_arrival_time_ms
         if arrivals is not None and arrivals.size:
             self.latency.observe(np.maximum(self._clock.now_ms() - arrivals, 0) / 1000)

@@ -6,6 +6,7 @@ waits on the ticket, so that it sees either the outputs or the exception. No Fau
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -70,7 +71,10 @@ def process(table: ProcessorTable, ticket: Ticket) -> None:
     """Run each batch through its partition's processor; a lost partition's batch causes nothing."""
     for batch in ticket.batches[len(ticket.done) :]:
         processor = table.find(batch)
-        ticket.done.append(Outputs() if processor is None else processor.process(batch))
+        started_s = time.perf_counter()
+        outputs = Outputs() if processor is None else processor.process(batch)
+        outputs.stage_seconds = time.perf_counter() - started_s
+        ticket.done.append(outputs)
 
 
 async def serve(tickets: AsyncIterable[Ticket], work: Callable[[Ticket], Awaitable[None]]) -> None:

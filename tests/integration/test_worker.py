@@ -68,6 +68,7 @@ def test_events_become_predictions_and_snapshots_that_fastavro_reads(project):
     topic = project.topic("payments")
     assert metrics[f'headrace_events_total{{topic="{topic}"}}'] == len(rows)
     assert metrics["headrace_end_to_end_seconds_count"] == len(rows)
+    assert metrics[f'headrace_stage_seconds_sum{{topic="{topic}"}}'] > 0
 
 
 def test_definitions_whose_outputs_are_not_registered_stop_the_worker_at_its_start(project):
