@@ -67,12 +67,13 @@ def history(
 
     Args:
         spine: An Arrow table, a pandas frame or a path. None: every event of the pipeline's source.
-        features: A pipeline (its whole vector: request, features, derived), a feature view, or a
-            list of views and of features' full names (``"customer__count_1d"``).
+        features: A pipeline (its whole vector: request, features, derived), a feature view, the
+            name of one, or a list of views and features' full names (``"customer__count_1d"``).
         sources: The events of each source that is read, by name: tables, frames, or paths of
             Parquet or Arrow files and folders; the order of rows is the order of arrival. Default:
             ``history`` in the project's ``headrace.yaml``.
-        project: The project, or its folder. Default: the folder of the file with the definitions.
+        project: The project, or its folder. Default: the folder of the file with the definitions;
+            for a name, the working folder.
         event_id: The spine's column with event ids. Default: the source's own event id, if the
             spine has a column of that name; False: take bare keys and times all the same.
         time: The spine's column with the time. Default: the source's event time.

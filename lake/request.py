@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from headrace.features.errors import Location
     from headrace.lake.events import Data
 
-    Features = Pipeline | PipelinePlan | FeatureView | Sequence[FeatureView | str]
+    Features = str | Pipeline | PipelinePlan | FeatureView | Sequence[FeatureView | str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,14 @@ def plans_for(
     """
     if isinstance(features, PipelinePlan):
         return Request((features,), None, sources or {})
-    if isinstance(features, str) or not (
+    if isinstance(features, str):
+        project = _project(project or Path(), ())
+        features = _called(features, project)
+    if not (
         isinstance(features, Pipeline | FeatureView)
         or (isinstance(features, Sequence) and features)
     ):
-        rule = "be a pipeline, a feature view, or a list of views and full feature names"
+        rule = "be a pipeline, a feature view, their name, or a list of views and feature names"
         raise HistoryError(explain("features", rule, features, "history"))
     made = [features] if isinstance(features, Pipeline | FeatureView) else [*features]
     loaded = _project(project, made)
@@ -69,6 +72,19 @@ def plans_for(
         for group in by_source.values()
     )
     return Request(plans, _names(items, plans), sources)
+
+
+def _called(name: str, loaded: Project | None) -> Pipeline | FeatureView | list[FeatureView | str]:
+    """Return the project's pipeline or view of this name, or the one feature that it names."""
+    assert loaded is not None, "a project was asked for"
+    known: dict[str, Pipeline | FeatureView] = {view.name: view for view in loaded.views}
+    known |= {pipeline.name: pipeline for pipeline in loaded.pipelines}
+    if name in known:
+        return known[name]
+    if "__" in name:
+        return [name]
+    rule = "name a pipeline, a view or a feature of the project"
+    raise HistoryError(explain("features", rule, name, "history", did_you_mean(name, known)))
 
 
 def _views(items: Sequence[FeatureView | str], loaded: Project | None) -> list[FeatureView]:

@@ -23,7 +23,6 @@ def report(shared_data, tmp_path_factory):
 def test_every_row_comes_and_none_in_two_ways_although_a_worker_was_killed(report):
     assert report.restarts == 1
     assert report.killed_in_the_middle, report.made_at_kill
-    assert report.duplicates > 0, "what was out but not committed comes again"
     assert report.missing == 0
     assert report.differing == 0
 

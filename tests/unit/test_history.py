@@ -282,7 +282,7 @@ def test_cutting_into_files_changes_no_bit_and_leaves_none(tmp_path):
         ({"order_by": {"payment": "at"}}, "order_by must name sources; .*did you mean 'payments'"),
         ({"order_by": "arrival"}, "order_by column arrival must be there"),
         ({"order_by": "card"}, "order_by column card must hold whole numbers or times"),
-        ({"features": []}, "features must be a pipeline, a feature view, or a list"),
+        ({"features": []}, "features must be a pipeline, a feature view, their name, or a list"),
         ({"features": ["card__count_7d"]}, "a feature must be a view, or .* give project="),
         ({"features": [spending, "card__count_8d"]}, "did you mean 'card__count_"),
     ],
