@@ -22,11 +22,17 @@ if TYPE_CHECKING:
 
     import httpx
 
-MAVEN_CENTRAL = "https://repo.maven.apache.org/maven2"
 _PINS = "jars.sha256"
 _DOWNLOADS = 6
 _TIMEOUT_S = 30.0
 _ATTEMPTS = 3
+
+
+def _central() -> str:
+    """Return Maven Central's address, which jgo knows; its import costs 0.4 s, so not before."""
+    from jgo.constants import MAVEN_CENTRAL_URL
+
+    return str(MAVEN_CENTRAL_URL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +77,19 @@ def fetch(
         DownloadError: If a jar cannot be had, or is not the pinned one.
 
     """
-    root = mirror or maven_mirror(Path.home() / ".m2" / "settings.xml") or MAVEN_CENTRAL
+    root = mirror or maven_mirror(Path.home() / ".m2" / "settings.xml")
     return download(pinned(), cache_folder() / "jars", root, progress)
 
 
 def download(
     jars: Sequence[Jar],
     folder: Path,
-    root: str,
+    root: str | None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, ...]:
     """Return the files of ``jars`` in ``folder``, after bringing those that it lacks from ``root``.
+
+    ``root`` is the address of a Maven repository, None for Maven Central.
 
     A jar enters the folder under its sha256 only after it was verified, by a rename; so a file
     that is there is whole, and several processes may download at once.
@@ -93,7 +101,7 @@ def download(
     paths = tuple(folder / jar.sha256[:16] / jar.name for jar in jars)
     missing = [(jar, path) for jar, path in zip(jars, paths, strict=True) if not path.is_file()]
     if missing:
-        _download_all(missing, root.rstrip("/"), progress)
+        _download_all(missing, (root or _central()).rstrip("/"), progress)
     return paths
 
 
