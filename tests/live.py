@@ -118,6 +118,8 @@ class LiveProject:
         """Send keys and values to the source, each where its key belongs."""
         producer = Producer(
             {
+                # A retry to a topic that was just made must not reorder what is compared.
+                "enable.idempotence": True,
                 "bootstrap.servers": self.bootstrap_servers,
                 "linger.ms": 5,
                 "message.max.bytes": 64 << 20,
