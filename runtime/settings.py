@@ -95,6 +95,27 @@ class StreamSettings(_Section):
     metrics_port: int | None = Field(0, ge=0, le=65_535)
 
 
+class OnlineSettings(_Section):
+    """The view of the workers' state that is kept in Redis."""
+
+    enabled: bool = True
+    #: A value whose writer was not heard of for so long is served as STALE.
+    stale_after: Annotated[str, StringConstraints(pattern=r"^\d+\s*(ms|s|m|h|d)$")] = "10s"
+
+
+class LakeSettings(_Section):
+    """The Delta tables that ``headrace lake`` writes."""
+
+    #: ``headrace up`` starts the lake's process.
+    enabled: bool = True
+    folder: Path = Path(".headrace/lake")
+    #: How long rows wait for company before they are appended.
+    flush_interval_ms: int = Field(5_000, ge=1, le=600_000)
+    flush_rows: int = Field(500_000, ge=1)
+    #: Rows older than this are deleted; null: none.
+    retention: Annotated[str, StringConstraints(pattern=r"^\d+\s*(ms|s|m|h|d)$")] | None = None
+
+
 class EmbeddedSettings(_Section):
     """The embedded infrastructure of ``headrace up``."""
 
@@ -117,6 +138,8 @@ class Settings(BaseSettings):
     topics: TopicSettings = TopicSettings()
     stream: StreamSettings = StreamSettings()
     embedded: EmbeddedSettings = EmbeddedSettings()
+    online: OnlineSettings = OnlineSettings()
+    lake: LakeSettings = LakeSettings()
     #: Source name to the Parquet or Arrow file, or folder, that holds its history.
     history: dict[str, Path] = Field(default_factory=dict)
     #: The embedded infrastructure's data, logs and what ``headrace apply`` remembers.
@@ -165,6 +188,9 @@ def load_settings(folder: Path) -> Settings:
     return settings.model_copy(
         update={
             "state_folder": root / settings.state_folder.expanduser(),
+            "lake": settings.lake.model_copy(
+                update={"folder": root / settings.lake.folder.expanduser()}
+            ),
             "registry_folder": root / settings.registry_folder.expanduser(),
             "history": {name: root / file.expanduser() for name, file in settings.history.items()},
         }
