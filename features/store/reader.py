@@ -38,8 +38,9 @@ from headrace.runtime.clock import SystemClock
 from headrace.runtime.errors import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from headrace.features.plan import KeyKind
     from headrace.features.store.request import Entities, Features, Request, WantedView
     from headrace.features.store.views import OnlineEntity, OnlineFeature
     from headrace.runtime.clock import Clock
@@ -159,6 +160,11 @@ class OnlineReader:
         self._marker_commands = b"".join(
             command((b"HGETALL", marker_key(entity))) for entity in self._writers
         )
+
+    @property
+    def join_keys(self) -> Mapping[str, KeyKind]:
+        """Return the columns that find the entities, with what they hold."""
+        return self._request.join_keys
 
     def __enter__(self) -> Self:
         return self

@@ -71,8 +71,9 @@ def request_for(features: Features, plan: ProjectPlan) -> Request:
         for view in entity.views
     }
     known = {feature.name: feature for _, view in served.values() for feature in view.features}
-    several = isinstance(features, Sequence) and not isinstance(features, str)
-    items = list(features) if several else [features]
+    items: list[object] = [features]
+    if isinstance(features, Sequence) and not isinstance(features, str):
+        items = list(features)
     if not items:
         rule = "name a pipeline, views or features"
         raise OnlineError(explain("features", rule, [], "the online store"))
