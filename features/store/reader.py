@@ -26,14 +26,15 @@ from headrace.features.store.layout import (
     KeyLayout,
     feature_field,
     fence_field,
+    key_values,
     marker_key,
     read_time_ms,
     read_value,
     time_field,
 )
-from headrace.features.store.packing import bulk, command, key_bytes
-from headrace.features.store.redis_store import read_markers
+from headrace.features.store.markers import read_markers
 from headrace.features.store.request import key_columns, request_for
+from headrace.features.store.resp import bulk, command
 from headrace.runtime.clock import SystemClock
 from headrace.runtime.errors import explain
 
@@ -120,11 +121,11 @@ class _Hash:
 
     def commands(self, keys: pa.Array) -> bytes:
         """Return one HMGET a key."""
-        layout = KeyLayout.of(self.entities[0])
+        entity = self.entities[0]
+        layout = KeyLayout.of(entity)
         head = b"*%d\r\n%b" % (2 + len(self.fields), bulk(b"HMGET"))
         return b"".join(
-            head + bulk(layout.key(key)) + self.tail
-            for key in key_bytes(self.entities[0], keys).to_list()
+            head + bulk(layout.key(key)) + self.tail for key in key_values(entity.key_kind, keys)
         )
 
 

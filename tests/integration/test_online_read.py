@@ -26,7 +26,8 @@ import headrace as hr
 
 visits = hr.Source("visits", key="who", event_time="at")
 person, page = hr.Entity("person", key="who"), hr.Entity("page", key="page")
-habits = hr.FeatureView("habits", person, visits, [hr.count(over="7d"), hr.mean("spent", over="7d")])
+spent = [hr.count(over="7d"), hr.mean("spent", over="7d")]
+habits = hr.FeatureView("habits", person, visits, spent)
 today = hr.FeatureView("today", person, visits, [hr.count(over="1d")])
 traffic = hr.FeatureView("traffic", page, visits, [hr.count(over="1h")])
 busy = hr.Pipeline("busy", visits, [habits, today, traffic])
@@ -83,6 +84,8 @@ class Case:
 
 @pytest.fixture
 def folder(project_folder):
+    with (project_folder / "headrace.yaml").open("a") as settings:
+        settings.write("online:\n  stale_after: 1h\n")
     (project_folder / "definitions.py").write_text(DEFINITIONS)
     (project_folder / "schemas" / "visits.avsc").write_text(json.dumps(SCHEMA))
     return project_folder

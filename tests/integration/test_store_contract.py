@@ -15,14 +15,15 @@ from headrace.features.store.layout import (
     KeyLayout,
     feature_field,
     fence_field,
+    key_values,
     read_time_ms,
     read_value,
     time_field,
 )
 from headrace.features.store.memory import MemoryOnlineStore
-from headrace.features.store.packing import command, key_bytes
 from headrace.features.store.port import Rebuild
 from headrace.features.store.redis_store import RedisOnlineStore
+from headrace.features.store.resp import command
 
 NOW_MS = cases.NOW_MS
 
@@ -54,7 +55,7 @@ class RedisCase:
 
     def key(self, entity, key):
         keys = pa.array([key], cases.TYPES[entity.key_kind])
-        return KeyLayout.of(entity).key(key_bytes(entity, keys).to_list()[0])
+        return KeyLayout.of(entity).key(key_values(entity.key_kind, keys)[0])
 
     def row(self, entity, key):
         flat = self.one(b"HGETALL", self.key(entity, key))

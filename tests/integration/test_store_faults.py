@@ -16,8 +16,8 @@ import store_cases as cases
 from headrace.features.store.connection import RedisConnection
 from headrace.features.store.errors import StoreFullError, StoreUnavailableError
 from headrace.features.store.layout import Fence, fence_field, time_field
-from headrace.features.store.packing import command
 from headrace.features.store.redis_store import RedisOnlineStore
+from headrace.features.store.resp import command
 from headrace.runtime.dev.processes import free_ports, stop
 from headrace.runtime.dev.redis import RedisServer
 
