@@ -142,7 +142,7 @@ def read_value(data: bytes | None) -> float | int | None:
         value: float = _DOUBLE.unpack_from(data, 1)[0]
         return value
     if data[0] == INT64_TAG:
-        return _varint(data, 1)[0]
+        return data[1] if len(data) == 2 else _varint(data, 1)[0]
     return None
 
 

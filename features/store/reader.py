@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     # The fields that were asked for; None where there was no key to ask with.
     _Row = Sequence[bytes | None] | None
+    _Writer = tuple[str, str]
 
 _TIMEOUT_S: Final = 1.0
 #: A row without a key has no value by definition.
@@ -111,6 +112,7 @@ class _Hash:
     entities: tuple[OnlineEntity, ...]
     views: tuple[WantedView, ...]
     fields: dict[bytes, int]
+    features: dict[str, int]
     tail: bytes
 
     @classmethod
@@ -121,7 +123,8 @@ class _Hash:
             names.append(time_field(wanted.view.name))
             names += [feature_field(feature) for feature in wanted.features]
         fields = {name: index for index, name in enumerate(dict.fromkeys(names))}
-        return cls(entities, tuple(views), fields, b"".join(map(bulk, fields)))
+        features = {f.name: fields[feature_field(f)] for wanted in views for f in wanted.features}
+        return cls(entities, tuple(views), fields, features, b"".join(map(bulk, fields)))
 
     @property
     def takes_all(self) -> bool:
@@ -239,12 +242,12 @@ class OnlineReader:
             names += [f"{view}__{AGE}", f"{view}__{STATUS}"]
         return OnlineAnswer(keys, {name: columns[name] for name in names}, self._types, views)
 
-    def _witnesses(self, replies: Sequence[Any]) -> dict[OnlineEntity, Witness]:
+    def _witnesses(self, replies: Sequence[Any]) -> dict[_Writer, Witness]:
         now_ms = self._clock.now_ms()
         witnesses = {}
         for entity, flat in zip(self._writers, replies[: len(self._writers)], strict=True):
             fields = dict(zip(flat[::2], flat[1::2], strict=True))
-            witnesses[entity] = Witness(read_markers(fields), now_ms, self._stale_after_ms)
+            witnesses[_writer(entity)] = Witness(read_markers(fields), now_ms, self._stale_after_ms)
         return witnesses
 
     def _add(
@@ -252,12 +255,13 @@ class OnlineReader:
         columns: dict[str, list[Any]],
         found: _Hash,
         rows: Sequence[_Row],
-        witnesses: dict[OnlineEntity, Witness],
+        witnesses: Mapping[_Writer, Witness],
     ) -> None:
         """Add the columns of all views of one hash. What is the same for views is read once."""
         times_ms: dict[bytes | None, int | None] = {}
         for entity in found.entities:
-            witness, fence_at = witnesses[entity], found.fields[fence_field(entity.pipeline)]
+            witness = witnesses[_writer(entity)]
+            fence_at = found.fields[fence_field(entity.pipeline)]
             beliefs = [
                 None if row is None else witness.believe(_fence(row[fence_at])) for row in rows
             ]
@@ -278,7 +282,7 @@ class OnlineReader:
                 columns[f"{wanted.view.name}__{STATUS}"] = [status for status, _ in judged]
                 gone = [status in _GONE for status, _ in judged]
                 for feature in wanted.features:
-                    place = found.fields[feature_field(feature)]
+                    place = found.features[feature.name]
                     columns[feature.name] = _values(feature, place, rows, gone)
 
     def _refuse(self, replies: Sequence[Any]) -> None:
@@ -287,6 +291,10 @@ class OnlineReader:
                 raise StoreUnavailableError(
                     explain("Redis", "answer what is read", str(reply), self._redis.name)
                 )
+
+
+def _writer(entity: OnlineEntity) -> _Writer:
+    return entity.pipeline, entity.entity
 
 
 def _fence(text: bytes | None) -> Fence | None:

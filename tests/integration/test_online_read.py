@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import redis
 import store_cases as cases
 
 import headrace as hr
@@ -158,6 +159,22 @@ def test_a_replay_ages_by_its_own_clock(case):
     (row,) = case.read("today", {"who": "old"}).to_dicts()
 
     assert (row["today__count_1d"], row["today__age_ms"], row["today__status"]) == (1, 3_000, FRESH)
+
+
+def test_the_code_in_the_docs_reads_the_same(case, repository):
+    page = (repository / "docs" / "online-store.md").read_text()
+    (code,) = [block for block in page.split("```python\n") if block.startswith("import struct")]
+    scope = {}
+    exec(code.split("```")[0], scope)  # noqa: S102 - it is ours
+    client = redis.Redis.from_url(case.url)
+
+    def read(view, feature, key="ann"):
+        return scope["read_feature"](client, case.project.name, "who", key, view, feature)
+
+    assert read("habits", "count_7d") == 3
+    assert read("habits", "spent_mean_7d") == 1.5
+    assert read("habits", "count_7d", "nobody") is None
+    client.close()
 
 
 def test_no_entities_give_no_rows(case):
