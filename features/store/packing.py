@@ -128,6 +128,7 @@ class WritePacker:
             full,
             out,
         )
+        assert length <= len(out), (length, len(out))
         return out[:length].data, calls
 
     def _head(self, keys: int) -> bytes:
@@ -290,7 +291,13 @@ def _put_fence(
     return _put_end(out, _put_decimal(out, at + 1, partition, FENCE_WIDTHS[3]))
 
 
+# numba's cache knows this file, not that the layout's constants come from another one.
+_LAYOUT: Final = (*FENCE_WIDTHS, FENCE_BYTES, INT64_TAG, DOUBLE_TAG, SECONDS_TAG, NANOS_TAG)
+
+
 def _make_write_calls(stamp: int) -> Callable[..., int]:
+    compiled_for = (stamp, *_LAYOUT)
+
     def write_calls(
         head: np.ndarray,
         last_head: np.ndarray,
@@ -313,7 +320,7 @@ def _make_write_calls(stamp: int) -> Callable[..., int]:
         keys_a_call: int,
         out: np.ndarray,
     ) -> int:
-        _ = stamp
+        _ = compiled_for
         bits = values.view(np.int64)
         count, columns = values.shape
         at = 0
