@@ -208,7 +208,7 @@ def test_two_writers_in_any_order_leave_the_newest_of_all_they_wrote(server, red
     ]
     newest = {}
     for writer in writers:
-        output, _ = writer.communicate(timeout=120)
+        output, _ = writer.communicate(timeout=240)
         assert writer.returncode == 0
         for line in output.splitlines():
             key, value = map(int, line.split())
