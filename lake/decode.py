@@ -107,7 +107,9 @@ def widened(reader: str, other: str) -> str:
     ours, theirs = json.loads(reader), json.loads(other)
     if not all(isinstance(one, dict) and "fields" in one for one in (ours, theirs)):
         return reader
-    known = {name for field in ours["fields"] for name in (field["name"], *field.get("aliases", ()))}
+    known = {
+        name for field in ours["fields"] for name in (field["name"], *field.get("aliases", ()))
+    }
     extra = [_optional(field) for field in theirs["fields"] if field["name"] not in known]
     if not extra:
         return reader

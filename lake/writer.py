@@ -192,7 +192,9 @@ class TableWriter:
                 that no value fits.
 
         """
-        check_names([*self._schema.names, *(n for n in rows.column_names if n not in self._schema.names)])
+        check_names(
+            [*self._schema.names, *(n for n in rows.column_names if n not in self._schema.names)]
+        )
         bad = np.zeros(rows.num_rows, np.bool_)
         why = ""
         for field in self._schema:
@@ -212,7 +214,10 @@ class TableWriter:
             rows = rows.set_column(index, pa.field(field.name, field.type), narrow)
         if bad.any():
             rows = rows.filter(pa.array(~bad))
-        names = [*self._schema.names, *(n for n in rows.column_names if n not in self._schema.names)]
+        names = [
+            *self._schema.names,
+            *(n for n in rows.column_names if n not in self._schema.names),
+        ]
         return _select(rows, names, self._schema), bad, why
 
 
@@ -234,9 +239,11 @@ def same_type(one: pa.DataType, other: pa.DataType) -> bool:
         " not null", ""
     ):
         return True
-    return one.num_fields == other.num_fields > 0 and all(
-        same_type(one.field(i).type, other.field(i).type) for i in range(one.num_fields)
-    ) and one.id == other.id
+    return (
+        one.num_fields == other.num_fields > 0
+        and all(same_type(one.field(i).type, other.field(i).type) for i in range(one.num_fields))
+        and one.id == other.id
+    )
 
 
 def parquet_properties() -> Any:
@@ -325,7 +332,10 @@ def record_columns(
 
 
 def rejected_rows(
-    records: pa.Table, reasons: list[tuple[str, str]], keys: list[bytes | None], values: list[bytes | None]
+    records: pa.Table,
+    reasons: list[tuple[str, str]],
+    keys: list[bytes | None],
+    values: list[bytes | None],
 ) -> pa.Table:
     """Return rejected records with their reasons, as their table holds them."""
     columns = [
