@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from headrace.features.plan import ProjectPlan
     from headrace.lake.gather import Gather
-    from headrace.lake.telemetry import LakeTelemetry
     from headrace.lake.targets import Target
+    from headrace.lake.telemetry import LakeTelemetry
     from headrace.runtime.clock import Clock
     from headrace.runtime.settings import LakeSettings
     from headrace.schemas.registry import SchemaRegistry
