@@ -100,7 +100,7 @@ def _may_hold_older(delta: Any, cut: datetime) -> bool:
     if name not in actions.schema.names:
         return actions.num_rows > 0
     oldest = [value for value in actions.column(name).to_pylist() if value is not None]
-    return any(value < cut for value in oldest)
+    return bool(oldest) and bool(min(oldest) < cut)
 
 
 def wipe_old_files(delta: Any, keep_hours: int = KEEP_HOURS) -> int:

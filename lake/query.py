@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import pyarrow as pa
-
 from headrace.features.errors import did_you_mean
 from headrace.lake.errors import QueryError
 from headrace.lake.tables import Lake
@@ -17,6 +15,8 @@ from headrace.runtime.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    import pyarrow as pa
 
     from headrace.lake.tables import LakeTable
 

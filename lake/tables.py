@@ -101,7 +101,7 @@ class LakeTable:
         return list(self.delta.file_uris())
 
     def file_actions(self) -> pa.Table:
-        """Return what the table's log says of each file: path, size, rows, min and max by column."""
+        """Return what the log says of each file: path, size, rows, min and max by column."""
         return file_actions(self.delta)
 
     def next_offset(self, topic_id: str, partition: int) -> int | None:
