@@ -6,9 +6,9 @@ Rows are raw events, predictions and snapshots of the fraud example, as its work
 from __future__ import annotations
 
 import argparse
-import json
+import shutil
+import subprocess
 import sys
-import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -32,13 +32,13 @@ from headrace.lake.tables import RECORD_FIELDS, Lake, snapshots_table
 from headrace.lake.writer import Advance, TableWriter, record_columns
 from headrace.runtime import topics
 from headrace.runtime.clock import SystemClock
-from headrace.runtime.kafka import admin, topic_ids
+from headrace.runtime.kafka import admin, end_offsets, topic_ids
 from headrace.runtime.settings import load_settings
 from headrace.schemas.codec import RecordEncoder, SchemaDecoder
 from headrace.schemas.registry import SchemaRegistry
 
 if TYPE_CHECKING:
-    import subprocess
+    import threading
     from collections.abc import Iterator, Sequence
 
     from bench.project import Project
@@ -49,6 +49,8 @@ PARTITIONS = 4
 START_MS = 1_767_225_600_000  # 2026-01-01
 CUSTOMERS, TERMINALS = 50_000, 10_000
 CHUNK = 50_000
+# While it is killed, rows come in small pieces over about as long as all lives take.
+LIFE_S, PIECES_A_KILL = 4.0, 20
 QUERY_CHUNK = 500_000
 RATE_MIN, QUERY_S_MAX = 150_000.0, 5.0
 QUERIES = {
@@ -63,6 +65,9 @@ QUERIES = {
     ),
     "rows": "select count(*) from fraud_snapshots",
 }
+
+
+CLOCK = SystemClock()
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -145,22 +150,28 @@ def _published(plan: PipelinePlan) -> dict[str, str]:
     return {source.topic: source.schema, **output_schemas(plan)}
 
 
-def fill(project: Project, topic: str, rows: int, first: int = 0) -> None:
-    """Publish rows to a topic, spread over its partitions one after the other."""
-    schema = _published(project.plan(PIPELINE))[topic]
-    with SchemaRegistry(project.endpoints.registry_url) as registry:
-        encoder = RecordEncoder(schema, registry.register(f"{topic}-value", schema))
-    arrow = SchemaDecoder(schema).arrow_schema
-    client = producer(project.endpoints.bootstrap_servers)
-    for begin in range(first, first + rows, CHUNK):
-        values = encoder.encode(columns(arrow, begin, min(CHUNK, first + rows - begin)))
-        partition = begin // CHUNK % PARTITIONS
-        messages = [{"value": value, "key": b"k"} for value in values]
-        while messages:
-            sent = client.produce_batch(topic, messages, partition=partition)
-            client.poll(0.05 if sent < len(messages) else 0)
-            messages = [one for one in messages if "_error" in one]
-    finish(client, topic)
+class Filler:
+    """Publishes rows to one topic, each piece to the next partition."""
+
+    def __init__(self, project: Project, topic: str) -> None:
+        self._topic = topic
+        schema = _published(project.plan(PIPELINE))[topic]
+        with SchemaRegistry(project.endpoints.registry_url) as registry:
+            self._encoder = RecordEncoder(schema, registry.register(f"{topic}-value", schema))
+        self._schema = SchemaDecoder(schema).arrow_schema
+        self._client = producer(project.endpoints.bootstrap_servers)
+
+    def fill(self, rows: int, first: int = 0, piece: int = CHUNK) -> None:
+        """Publish rows and wait until the broker has them."""
+        for begin in range(first, first + rows, piece):
+            batch = columns(self._schema, begin, min(piece, first + rows - begin))
+            partition = begin // piece % PARTITIONS
+            messages = [{"value": value, "key": b"k"} for value in self._encoder.encode(batch)]
+            while messages:
+                sent = self._client.produce_batch(self._topic, messages, partition=partition)
+                self._client.poll(0.05 if sent < len(messages) else 0)
+                messages = [one for one in messages if "_error" in one]
+        finish(self._client, self._topic)
 
 
 # --- Appending ------------------------------------------------------------------------------------
@@ -170,13 +181,11 @@ def _append(console: Console, project: Project, rows: int) -> dict[str, Any]:
     """Measure ``headrace lake --once`` over full topics, less what a start with no rows takes."""
     console.print(f"filling three topics with {rows:,} rows each")
     for topic in _published(project.plan(PIPELINE)):
-        fill(project, topic, rows)
+        Filler(project, topic).fill(rows)
     console.print("appending them")
     whole = _timed(project)
-    total = sum(
-        hr.sql(f'select count(*) from "{name}"', project=project.folder)[0][0].as_py()
-        for name in Lake(load_settings(project.folder).lake.folder).names()
-    )
+    lake = Lake(load_settings(project.folder).lake.folder)
+    total = sum(lake.table(name).count_rows() for name in lake.names())
     if total != 3 * rows:
         msg = f"the lake holds {total:,} rows of {3 * rows:,}"
         raise BenchError(msg)
@@ -199,11 +208,9 @@ def _bytes(project: Project) -> int:
 
 
 def _timed(project: Project) -> dict[str, float]:
-    import subprocess
-
     begin_s = CLOCK.now_ms() / 1000
     with (project.folder / "lake.log").open("ab") as log:
-        process: subprocess.Popen[bytes] = subprocess.Popen(
+        process = subprocess.Popen(
             project.command("lake", "--once"), stdout=log, stderr=log, env=environment()
         )
         sampler = TreeSampler(process.pid)
@@ -223,9 +230,6 @@ def _timed(project: Project) -> dict[str, float]:
     }
 
 
-CLOCK = SystemClock()
-
-
 # --- Kills ----------------------------------------------------------------------------------------
 
 
@@ -241,19 +245,20 @@ def _killed() -> dict[str, Any]:
 def _kills(console: Console, project: Project, kills: int, rows: int) -> dict[str, Any]:
     topic = topics.snapshots(PIPELINE)
     servers = project.endpoints.bootstrap_servers
-    # The first part of the bench has filled it: a topic of an empty name is what is asked here.
     topic_id = topic_ids(admin({"bootstrap.servers": servers}), [topic])[topic]
     console.print(f"killing it {kills} times while {rows:,} rows come in")
     begin = _end_offset(servers, topic)
 
+    filler = Filler(project, topic)
+    piece = max(100, rows // (kills * PIECES_A_KILL))
+
     def publish(stopping: threading.Event) -> int:
         sent = 0
-        pause_s = 2.0 * kills * CHUNK / max(rows, 1)
         while sent < rows and not stopping.is_set():
-            count = min(CHUNK, rows - sent)
-            fill(project, topic, count, first=begin + sent)
+            count = min(piece, rows - sent)
+            filler.fill(count, begin + sent, piece)
             sent += count
-            stopping.wait(pause_s)
+            stopping.wait(LIFE_S / PIECES_A_KILL)
         return begin + sent
 
     run = run_kills(
@@ -271,8 +276,6 @@ def _kills(console: Console, project: Project, kills: int, rows: int) -> dict[st
 
 
 def _end_offset(servers: str, topic: str) -> int:
-    from headrace.runtime.kafka import end_offsets
-
     places = [(topic, partition) for partition in range(PARTITIONS)]
     return sum(end_offsets({"bootstrap.servers": servers}, places).values())
 
@@ -297,8 +300,6 @@ def _chunks(arrow: pa.Schema, rows: int) -> Iterator[pa.Table]:
 
 def _queries(console: Console, project: Project, rows: int) -> dict[str, Any]:
     """Write snapshots straight into a table of a fresh lake, and time queries over it."""
-    import shutil
-
     folder = project.folder.parent / "lake_query"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -132,7 +132,6 @@ class KillRun:
     versions_read: int = 0
     rows: int = 0
     seconds: float = 0.0
-    lived_s: list[float] = field(default_factory=list)
 
 
 def run_kills(
@@ -153,7 +152,7 @@ def run_kills(
         command: Starts the process.
         folder: The lake's.
         name: The table to watch.
-        topic_id: The id of its topic, which is empty at the start.
+        topic_id: The id of its topic.
         partitions: Of the topic.
         kills: How many.
         publish: Publishes rows on a thread of its own until done, or the event is set; returns
@@ -178,7 +177,7 @@ def run_kills(
         for _ in range(kills):
             run.kills += 1
             run.kills_while_writing += _one_life(
-                command, folder, name, instants.uniform(*life_s), log
+                command, folder, name, instants.uniform(*life_s), log, sender.is_alive
             )
         sender.join()
         _finish(command, log)
@@ -195,8 +194,18 @@ def run_kills(
     return run
 
 
-def _one_life(command: Sequence[str], folder: Path, name: str, life_s: float, log: Path) -> bool:
-    """Start the process, kill it some time after its first append; return whether there was one."""
+def _one_life(
+    command: Sequence[str],
+    folder: Path,
+    name: str,
+    life_s: float,
+    log: Path,
+    more: Callable[[], bool],
+) -> bool:
+    """Start the process, kill it some time after its first append; return whether there was one.
+
+    When no more rows come there may be none: then it lives as long.
+    """
     lake = Lake(folder)
     before = lake.table(name).version if lake.has(name) else -1
     with log.open("ab") as output:
@@ -204,7 +213,7 @@ def _one_life(command: Sequence[str], folder: Path, name: str, life_s: float, lo
     try:
         deadline_s = time.monotonic() + 30.0
         wrote = False
-        while not wrote and time.monotonic() < deadline_s:
+        while not wrote and more() and time.monotonic() < deadline_s:
             if process.poll() is not None:
                 msg = f"the lake's process ended with {process.returncode}; see {log}"
                 raise BenchError(msg)

@@ -98,7 +98,7 @@ def _may_hold_older(delta: Any, cut: datetime) -> bool:
     actions = file_actions(delta)
     name = f"min.{ARRIVAL_TIME}"
     if name not in actions.schema.names:
-        return actions.num_rows > 0
+        return bool(actions.num_rows)
     oldest = [value for value in actions.column(name).to_pylist() if value is not None]
     return bool(oldest) and bool(min(oldest) < cut)
 
