@@ -83,7 +83,7 @@ def delete_older(delta: Any, retention_ms: int, now_ms: int) -> int:
     from deltalake.exceptions import DeltaError
 
     cut = datetime.fromtimestamp((now_ms - retention_ms) / 1000, UTC)
-    predicate = f"{ARRIVAL_TIME} < timestamp '{cut:%Y-%m-%dT%H:%M:%S.%fZ}'"
+    predicate = f"{ARRIVAL_TIME} < '{cut:%Y-%m-%dT%H:%M:%S.%fZ}'"
     if not _may_hold_older(delta, cut):
         return 0
     try:

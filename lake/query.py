@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -56,7 +57,7 @@ def sql(
 
     """
     lake = Lake(load_settings(Path(project)).lake.folder)
-    with opened(lake, query, threads=threads, memory=memory) as connection:
+    with opened(lake, query, threads=threads, memory=memory) as connection, told(lake):
         return run(lake, connection, query, parameters).to_arrow_table()
 
 
@@ -81,14 +82,15 @@ def opened(
         if _MEMORY.match(memory) is None:
             raise QueryError(explain("memory", "be a size", memory, "a query", "write '2GB'"))
         config["memory_limit"] = memory
-    connection = duckdb.connect(":memory:", config=config)
-    try:
-        connection.execute("set TimeZone = 'UTC'")
-        for name in _named(connection, query, lake.names()):
-            _add_view(connection, lake.table(name))
-        yield connection
-    finally:
-        connection.close()
+    with tempfile.TemporaryDirectory(prefix="headrace-sql-") as spill:
+        connection = duckdb.connect(":memory:", config={**config, "temp_directory": spill})
+        try:
+            connection.execute("set TimeZone = 'UTC'")
+            for name in _named(connection, query, lake.names()):
+                _add_view(connection, lake.table(name))
+            yield connection
+        finally:
+            connection.close()
 
 
 def run(lake: Lake, connection: Any, query: str, parameters: Mapping[str, Any]) -> Any:
@@ -117,7 +119,8 @@ def told(lake: Lake) -> Iterator[None]:
 
 
 def _told(text: str, names: list[str]) -> str:
-    lines = [line.strip() for line in text.partition("\n\nLINE ")[0].splitlines()]
+    # What follows is a copy of the query, or general advice.
+    lines = [line.strip() for line in text.partition("\n\n")[0].splitlines()]
     line = "; ".join(line.rstrip("!") for line in lines if line)
     missing = _MISSING.search(text)
     if missing:

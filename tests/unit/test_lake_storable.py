@@ -107,7 +107,9 @@ def test_every_avro_type_survives_the_table(tmp_path, name):
 
 
 def test_a_nullable_nested_value_may_be_null_everywhere(tmp_path):
-    schema = record(("m", CASES["map of records"][0]), ("a", ["null", {"type": "array", "items": "Point"}]))
+    schema = record(
+        ("m", CASES["map of records"][0]), ("a", ["null", {"type": "array", "items": "Point"}])
+    )
     full = {"m": {"p": {"at": TIME, "price": HUGE}}, "a": [{"at": TIME, "price": None}]}
     rows = [wire(schema, 1, row)[5:] for row in ({"m": None, "a": None}, full)]
 

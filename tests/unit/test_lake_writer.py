@@ -136,14 +136,14 @@ def test_a_folder_has_one_writer_and_a_killed_one_has_let_go(tmp_path):
 # --- Two tables -----------------------------------------------------------------------------------
 
 
-class Crash(Exception):
+class KilledError(Exception):
     """The process was killed here."""
 
 
 class CrashingWriter(TableWriter):
     """Is killed before or after its commit, or finds no space, when its turn comes."""
 
-    def __init__(self, folder, name, when, error=Crash):
+    def __init__(self, folder, name, when, error=KilledError):
         super().__init__(folder, name)
         self.when = when
         self.error = error
@@ -156,7 +156,7 @@ class CrashingWriter(TableWriter):
             raise self.error
 
 
-def gather(folder, registry, when="never", on="main", error=Crash):
+def gather(folder, registry, when="never", on="main", error=KilledError):
     made = Gather(Target("t", "topic", SCHEMA, 1_000), "T", folder, registry)
     if on == "main":
         made.tables.main = CrashingWriter(folder, "t", when, error)
@@ -203,7 +203,7 @@ def test_killed_anywhere_each_record_stands_in_one_table_once(tmp_path_factory, 
                 life.add(0, [Message(first + i, value) for i, value in enumerate(piece)])
                 try:
                     life.append()
-                except Crash:
+                except KilledError:
                     break
 
     lake = Lake(folder)
@@ -222,7 +222,7 @@ def test_a_record_that_was_rejected_stays_so_whatever_the_registry_says_after_a_
     first = gather(tmp_path, registry, "before", "main")
     first.add_lane(0)
     first.add(0, [Message(0, value)])
-    with pytest.raises(Crash):
+    with pytest.raises(KilledError):
         first.append()
     registry.add("topic-value", SCHEMA)
 
