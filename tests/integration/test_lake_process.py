@@ -1,4 +1,4 @@
-"""`headrace lake` on the real broker: what comes in, from where, and what may go wrong on the way."""
+"""`headrace lake` on the real broker: what comes in, from where, and what may go wrong."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lakes import LiveLake, command, places, run_once, wire
 from live import apply, make_project, payments
 
 from bench.lake_kills import held, run_kills
+from headrace.cli.applied import Applied, write_applied
 from headrace.features.output_schemas import output_schemas
 from headrace.lake.tables import ARRIVAL_TIME, Lake, predictions_table, snapshots_table
-from headrace.lake.telemetry import LakeTelemetry
 from headrace.runtime.dev.processes import free_ports
 from headrace.runtime.kafka import admin, delete_topics, topic_ids
 from headrace.runtime.settings import load_settings
@@ -145,7 +145,6 @@ def test_transactions_aborted_ones_and_their_markers_neither_show_nor_stall(proj
 
 def test_a_field_and_a_pipeline_that_come_while_it_runs_are_taken_in(project, wait_until):
     folder, plan = project.folder, project.plan
-    topic, schema = next(iter(output_schemas(plan).items()))
     snapshots = f"{plan.name}.snapshots"
     schema = output_schemas(plan)[snapshots]
     registry = project.environment.registry
@@ -171,9 +170,9 @@ def test_a_field_and_a_pipeline_that_come_while_it_runs_are_taken_in(project, wa
         topic, schema = next(iter(output_schemas(other).items()))
         number = second.registry.register(f"{topic}-value", schema)
         produce(project, topic, [wire(schema, number, output_row(schema, 7))])
+        write_applied(second.project.settings, Applied(second.plan))
         second.registry.close()
-        # The definitions are looked at anew from time to time where nothing says what is applied.
-        wait_until(lambda: lake.rows(predictions_table(other.name)) == 1, timeout_s=90)
+        wait_until(lambda: lake.rows(predictions_table(other.name)) == 1)
 
     found = lake_of(project).table(table).delta.to_pyarrow_table().to_pylist()
     assert sorted((row["source_offset"], row["night"]) for row in found) == [
@@ -273,7 +272,7 @@ def test_without_the_registry_records_wait_and_none_is_rejected(project, wait_un
 
 
 def test_a_full_disk_shows_no_half_file_and_goes_on_when_there_is_space(project, wait_until):
-    """A limit on the size of files stands for the full disk: writes fail in the middle of a file."""
+    """A limit on the size of files stands for the full disk: writes fail inside a file."""
     table = project.plan.source
     keyed, _ = payments(project, 12_000, START_MS, seed=6)
     with LiveLake(project.folder) as lake:
@@ -362,17 +361,3 @@ def test_it_starts_before_anything_is_applied_and_waits(project_folder, wait_unt
         wait_until(lambda: "nothing_to_read_yet" in lake.output())
         assert lake.process.poll() is None
         assert lake.terminate() == 0
-
-
-def test_the_metrics_page_has_what_the_docs_list(project, repository, wait_until):
-    from prometheus_client import CollectorRegistry
-
-    registry = CollectorRegistry()
-    LakeTelemetry(registry)
-    text = (repository / "docs" / "lake.md").read_text()
-    for family in registry.collect():
-        kind = "_total" if family.type == "counter" else ""
-        assert f"| `{family.name}{kind}` | {family.documentation}" in text
-
-    with LiveLake(project.folder) as lake:
-        wait_until(lake.is_ready)
