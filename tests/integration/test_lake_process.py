@@ -6,13 +6,14 @@ import json
 import resource
 import socket
 import subprocess
+import sys
 import threading
 import time
 
 import httpx
 import pytest
 import yaml
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from lakes import LiveLake, command, places, run_once, wire
 from live import apply, make_project, payments
 
@@ -361,3 +362,61 @@ def test_it_starts_before_anything_is_applied_and_waits(project_folder, wait_unt
         wait_until(lambda: "nothing_to_read_yet" in lake.output())
         assert lake.process.poll() is None
         assert lake.terminate() == 0
+
+
+def test_records_that_kafka_deleted_unread_are_counted_and_what_is_left_is_read(
+    project, wait_until
+):
+    topic, table = project.topic("payments"), project.plan.source
+    keyed, _ = payments(project, 400, START_MS, seed=8)
+    project.send(keyed[:200])
+    before = run_once(project.folder)[table]
+    project.send(keyed[200:])
+    client = admin(project.environment.client)
+    deleted = client.delete_records(
+        [TopicPartition(topic, p, 70) for p in range(project.partitions)]
+    )
+    low = {place.partition: done.result().low_watermark for place, done in deleted.items()}
+    topic_id = topic_ids(client, [topic])[topic]
+    positions = [lake_of(project).table(table).next_offset(topic_id, p) for p in low]
+    gone = sum(max(0, low[p] - position) for p, position in enumerate(positions))
+
+    with LiveLake(project.folder) as lake:
+        wait_until(lambda: lake.rows(table) == 400 - gone)
+        assert lake.metrics()[f'headrace_lake_missed_total{{topic="{topic}"}}'] == gone > 0
+        assert "records_gone" in lake.output()
+
+    assert before == 200
+
+
+def headrace(folder, *arguments):
+    program = [sys.executable, "-m", "headrace.cli.main", *arguments, "--project", str(folder)]
+    return subprocess.run(program, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_up_starts_the_lake_alone_where_the_rest_is_somebody_elses(project, wait_until):
+    keyed, _ = payments(project, 30, START_MS, seed=9)
+    project.send(keyed)
+    try:
+        assert headrace(project.folder, "up").returncode == 0
+        services = json.loads(headrace(project.folder, "status", "--json").stdout)["services"]
+        assert [(one["name"], one["state"]) for one in services] == [
+            ("kafka", "external"),
+            ("redis", "external"),
+            ("registry", "external"),
+            ("lake", "running"),
+        ]
+        lake = lake_of(project)
+        wait_until(lambda: len(places(lake, project.plan.source)) == 30)
+    finally:
+        down = headrace(project.folder, "down", "--json")
+    assert json.loads(down.stdout) == {"stopped": [{"service": "lake", "clean": True}]}
+
+
+def test_a_project_may_do_without_the_lake(project):
+    settings = project.folder / "headrace.yaml"
+    settings.write_text(settings.read_text() + "  enabled: false\n")
+
+    assert headrace(project.folder, "up").returncode == 0
+    services = json.loads(headrace(project.folder, "status", "--json").stdout)["services"]
+    assert [one["name"] for one in services] == ["kafka", "redis", "registry"]
