@@ -143,12 +143,11 @@ def _hide_again(layout: Layout, memory: Memory, header: int, rings: int, clock: 
     """Let the trees say again what they said at ``clock``; the header row is restored after."""
     for ring in range(rings):
         row = ring * R_WIDTH
-        if layout.rings[row + R_KNOWN] and layout.rings[row + R_TREE] < layout.rings[
-            row + R_TREE_END
-        ]:
-            seek_known(
-                layout, memory, header, ring, floor_to(clock, layout.rings[row + R_GRAIN])
-            )
+        if (
+            layout.rings[row + R_KNOWN]
+            and layout.rings[row + R_TREE] < layout.rings[row + R_TREE_END]
+        ):
+            seek_known(layout, memory, header, ring, floor_to(clock, layout.rings[row + R_GRAIN]))
 
 
 def _make_probe(stamp: int) -> Callable[..., Any]:
