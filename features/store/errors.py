@@ -12,6 +12,8 @@ class StoreError(FeatureError):
 class StoreUnavailableError(StoreError):
     """Redis cannot be reached, does not answer in time, or refuses to be written to for now."""
 
+    exit_code = 4
+
 
 class StoreFullError(StoreError):
     """Redis is at its memory limit: what was not written yet is refused, no entity is half written.

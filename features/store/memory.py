@@ -98,7 +98,7 @@ class MemoryOnlineStore:
     def flush(self) -> None:
         """Lose everything, as FLUSHALL does."""
         for content in (self._rows, self._markers, self._requests, self._rebuilds):
-            content.clear()  # type: ignore[attr-defined]
+            content.clear()
 
     def restart(self) -> None:
         """Become another run of the server, with the same content."""

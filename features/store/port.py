@@ -41,6 +41,17 @@ class EntityRows:
         """Return the number of keys."""
         return len(self.version)
 
+    def part(self, first: int, last: int) -> EntityRows:
+        """Return the rows from ``first`` up to ``last``, without a copy."""
+        cut = slice(first, last)
+        return EntityRows(
+            self.keys.slice(first, max(0, last - first)),
+            self.values[cut],
+            self.event_time_ms[cut],
+            self.as_of_ms[cut],
+            self.version[cut],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Marker:
