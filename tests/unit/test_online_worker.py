@@ -190,6 +190,10 @@ def test_a_store_that_came_back_older_gets_what_it_lost_and_no_more():
     driver.store._rows, driver.store._markers = saved
     driver.store.restart()
     driver.seen.wrote = 0
+    for _ in range(3):
+        driver.writer.turn()
+        driver.clock.advance(1_000)
+    assert not any(marker.complete for marker in driver.markers())
     driver.look(4)
 
     assert driver.faults() == []
