@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from headrace.features.plan import PipelinePlan, SourcePlan
+    from headrace.features.store.views import OnlineEntity
     from headrace.streams.batch import Outputs, Processor
     from headrace.streams.context import LiveModel
 
@@ -91,6 +92,7 @@ class Driver:
         seed: int | None = None,
         batch_rows: int = 500,
         models: FixedModels | None = None,
+        online: Mapping[int, OnlineEntity] | None = None,
     ) -> None:
         """Make the topics, empty.
 
@@ -101,13 +103,16 @@ class Driver:
             seed: Of everything that is drawn.
             batch_rows: Largest batch.
             models: Who scores; nobody at first.
+            online: By index of the stage, what it serves online; nothing at first.
 
         """
         self.plan = plan
         self.models = models or FixedModels()
+        self._online = dict(online or {})
         self._random = None if seed is None else random.Random(seed)  # noqa: S311 - no secrets.
         self._batch_rows = batch_rows
         self.crashes = self.aborts = 0
+        self.broker_time_ms = ARRIVAL_TIME_MS
         self._sources = {source.name: source for source in plan.sources}
         schemas = {index: source.schema for index, source in enumerate(plan.sources, start=1)}
         self._schema_ids = {s.name: index for index, s in enumerate(plan.sources, start=1)}
@@ -224,7 +229,7 @@ class Driver:
         for output in messages[: round(len(messages) * sent)]:
             assert output.partition is not None
             log = self._logs[output.topic]
-            timestamp_ms = output.timestamp_ms or ARRIVAL_TIME_MS
+            timestamp_ms = output.timestamp_ms or self.broker_time_ms
             log[output.partition].append(
                 Message(output.key, output.value, output.headers, timestamp_ms)
             )
@@ -285,6 +290,7 @@ class Driver:
             models=self.models,
             max_record_bytes=MAX_RECORD_BYTES,
             app_version="test",
+            online=self._online,
         )
 
     def _encode_table(
