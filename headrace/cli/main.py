@@ -35,6 +35,9 @@ COMMANDS: dict[str, Entry] = {
     "tail": Entry("headrace.cli.tail:tail", "Print what stands in a topic, decoded."),
     "train": Entry("headrace.cli.train:train", "Train a model on the pipeline's history."),
     "deploy": Entry("headrace.cli.deploy:deploy", "Put a model live on the running workers."),
+    "drift": Entry(
+        "headrace.cli.drift:drift", "Compare a period with what the model was trained on."
+    ),
     "dlq": Entry("headrace.cli.dlq:app", "Look at records that were refused, and replay them."),
     "fetch": Entry("headrace.cli.fetch:fetch", "Download the embedded Kafka ahead of time."),
     "down": Entry("headrace.cli.down:down", "Stop what 'up' started; the data stays."),
@@ -80,7 +83,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Define a feature once, train on its exact history, serve it live.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong use or settings, 3 no Kafka, 4 no services.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use or settings, 3 no Kafka, 4 no services, "
+    "5 drift alarm.",
 )
 
 
