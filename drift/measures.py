@@ -149,13 +149,15 @@ def ks_of_points(profile: ColumnProfile, points: Floats, counts: Counts) -> floa
 
     Shape: (k,), (k,).
     """
-    edges = np.array(profile.edges)
+    if not profile.finite or not len(points):
+        return 0.0
+    edges = np.array([np.nextafter(profile.minimum, -np.inf), *profile.edges, profile.maximum])
     # A point that is a product may miss the edge that it means by a rounding; an edge just below
     # a frequent value means what lies below that value.
     reach = 1e-6 * np.abs(edges)
     reach[:-1][np.diff(edges) <= reach[:-1]] *= -1
     reach += edges
     held = np.concatenate([[0], np.cumsum(counts)])
-    now = held[np.searchsorted(points, reach, side="right")] / max(held[-1], 1)
-    before = np.cumsum(profile.counts)[:-1] / max(profile.finite, 1)
-    return float(np.abs(before - now).max()) if len(edges) else 0.0
+    now = held[np.searchsorted(points, reach, side="right")] / held[-1]
+    before = np.concatenate([[0], np.cumsum(profile.counts)]) / profile.finite
+    return float(np.abs(before - now).max())

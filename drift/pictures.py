@@ -33,11 +33,7 @@ def picture(profile: ColumnProfile, sketch: ColumnSketch) -> Picture:
     if profile.values and len(labels) <= _LABELS_MAX and len(novel) < _LABELS_MAX:
         return _of_values(profile, sketch, labels)
     low, high = _limits(profile, sketch)
-    if profile.values and high - low <= 2 * _BARS and _whole([*profile.values, *novel]):
-        bounds = np.arange(np.floor(low) - 0.5, np.ceil(high) + 1.0)
-        logarithmic = False
-    else:
-        bounds, logarithmic = _bounds(profile, sketch, low, high)
+    bounds, logarithmic = _bounds(profile, sketch, low, high)
     before = _profile_function(profile, bounds[1:-1])
     points, counts = sketch.distribution()
     held = np.concatenate([[0], np.cumsum(counts)])
@@ -83,6 +79,10 @@ def _bounds(
     least = min(profile.quantiles[0], float(now[0]))
     if apart > _RATIO and least > 0 and min(wide, width) > 0:
         return np.geomspace(max(least, high * 1e-9), high, _BARS + 1), True
+    if _whole([*profile.quantiles, profile.minimum, profile.maximum, *sketch.novel_values()]):
+        # Bars between whole numbers, each with as many of them.
+        step = max(np.ceil((high - low + 1) / _BARS), 1.0)
+        return np.arange(np.floor(low) - 0.5, high + step, step), False
     return np.linspace(low, high, _BARS + 1), False
 
 

@@ -132,7 +132,7 @@ def profile_column(name: str, column: Floats, days: NDArray[np.int64]) -> Column
     few = len(values) <= VALUES_MAX
     if len(finite):
         quantiles = np.quantile(finite, np.array(PERCENTS) / 100, method="inverted_cdf")
-        extent = float(finite.min()), float(finite.max()), float(finite.mean()), float(finite.std())
+        extent = float(finite.min()), float(finite.max()), *moments(finite)
     else:
         quantiles = np.full(len(PERCENTS), np.nan)
         extent = (np.nan, np.nan, np.nan, np.nan)
@@ -158,6 +158,13 @@ def profile_column(name: str, column: Floats, days: NDArray[np.int64]) -> Column
         week_correlation=of_week,
         null_correlation=_day_correlations(nulls.astype(np.float64), days)[0],
     )
+
+
+def moments(values: Floats) -> tuple[float, float]:
+    """Return mean and standard deviation; NaN where they are beyond the range of numbers."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = float(values.mean()), float(values.std())
+    return found if np.isfinite(found).all() else (float("nan"), float("nan"))
 
 
 def _ranks(edges: Floats, values: Floats) -> Floats:
@@ -244,9 +251,9 @@ def _column(data: dict[str, Any]) -> ColumnProfile:
         elif field.name in _WHOLE:
             given[field.name] = _whole(value)
         elif field.name in _WHOLES:
-            given[field.name] = tuple(_whole(count) for count in value)
+            given[field.name] = tuple(_whole(count) for count in _many(value))
         elif field.name in _NUMBERS:
-            given[field.name] = tuple(_number(number) for number in value)
+            given[field.name] = tuple(_number(number) for number in _many(value))
         else:
             given[field.name] = _number(value)
     column = ColumnProfile(**given)
@@ -266,6 +273,13 @@ def _whole(value: object) -> int:
     if type(value) is not int or value < 0:
         message = f"a whole number is missing; got {value!r}"
         raise ValueError(message)
+    return value
+
+
+def _many(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        message = f"a list is missing; got {value!r}"
+        raise TypeError(message)
     return value
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from headrace.drift.bins import bin_numbers
+from headrace.drift.profile import moments
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,10 +94,10 @@ class ColumnSketch:
     def _add_moments(self, values: Floats) -> None:
         """Put a batch's mean and squares to those so far (Chan and others 1979)."""
         before = self.finite - len(values)
-        mean = float(values.mean())
+        mean, deviation = moments(values)
         apart = mean - self.mean
         self.mean += apart * len(values) / self.finite
-        self._squares += float(np.sum((values - mean) ** 2))
+        self._squares += deviation * deviation * len(values)
         self._squares += apart * apart * before * len(values) / self.finite
 
     def _add_novel(self, values: Floats) -> None:

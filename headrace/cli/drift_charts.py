@@ -139,7 +139,7 @@ def bands(column: ColumnDrift) -> str:
     if any(math.isnan(end) for end in ends):
         return ""
     low, high = min(ends), max(ends)
-    if not low < high:
+    if not low < high or column.picture.labels:
         return ""
     scale = math.log if column.picture.logarithmic and low > 0 else float
     rows = "".join(
