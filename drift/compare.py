@@ -242,7 +242,9 @@ def _plain(one: _Measured, suspect: Suspect) -> tuple[Cause, str]:
     moves = f"mean {_number(before.mean)} → {_number(now.mean)}"
     deviates = f"deviation {_number(before.deviation)} → {_number(now.deviation)}"
     by_mean = abs(drift.shift) >= 0.1 and shifted <= 0.6 * suspect.distance
-    by_spread = not 0.8 < ratio < 1.25 and spread <= 0.6 * suspect.distance
+    # What moved by half a deviation or more has moved, whatever else it did.
+    by_spread = abs(drift.shift) < 0.5 and not 0.8 < ratio < 1.25
+    by_spread = by_spread and spread <= 0.6 * suspect.distance
     if by_spread and not (by_mean and shifted <= spread):
         return "spread", f"the values spread {ratio:.2f} times as wide; {deviates}, {moves}"
     if by_mean or abs(drift.shift) >= 0.25:
