@@ -243,14 +243,14 @@ def _plain(one: _Measured, suspect: Suspect) -> tuple[Cause, str]:
     deviates = f"deviation {_number(before.deviation)} → {_number(now.deviation)}"
     by_mean = abs(drift.shift) >= 0.1 and shifted <= 0.6 * suspect.distance
     # What moved by half a deviation or more has moved, whatever else it did.
-    by_spread = abs(drift.shift) < 0.5 and not 0.8 < ratio < 1.25
+    by_spread = abs(drift.shift) < 0.5 and not 0.85 < ratio < 1.18
     by_spread = by_spread and spread <= 0.6 * suspect.distance
     if by_spread and not (by_mean and shifted <= spread):
         return "spread", f"the values spread {ratio:.2f} times as wide; {deviates}, {moves}"
     if by_mean or abs(drift.shift) >= 0.25:
         way = "up" if drift.shift > 0 else "down"
         return "shift", f"moved {way} by {abs(drift.shift):.2f} training deviations; {moves}"
-    if not 0.8 < ratio < 1.25:
+    if not 0.85 < ratio < 1.18:
         return "spread", f"the values spread {ratio:.2f} times as wide; {deviates}, {moves}"
     outside = f"; {_percent(drift.outside_share)} outside training's range"
     text = f"the shape changed (KS {drift.ks:.3f}, PSI {drift.psi:.3f}); {moves}, {deviates}"
