@@ -167,6 +167,54 @@ def test_worst_comes_first_and_nulls_stand_beside_a_shift(profile, ordinary):
     ]
 
 
+def test_what_is_significant_but_small_is_no_finding(profile):
+    period = draw(np.random.default_rng(8), 400_000)
+    period[:, 4] += 0.6
+    column = compared(profile, period).columns[4]
+
+    assert column.ks > column.ks_by_chance
+    assert column.findings == ()
+
+
+def test_rare_values_that_changed_their_shape_are_not_taken_for_another_unit():
+    random = np.random.default_rng(6)
+
+    def rare(values):
+        return np.where(random.random(TRAINING) < 0.97, 0.0, values)[:, None]
+
+    profile = make_profile(("rare",), rare(random.random(TRAINING)), at_times(TRAINING))
+    scaled = compared(profile, rare(100 * random.random(TRAINING)))
+    other = compared(profile, rare(100 * random.beta(3, 3, TRAINING)))
+
+    assert {one.cause for one in scaled.findings} == {"unit"}
+    assert other.severity == "alarm"
+    assert "unit" not in {one.cause for one in other.findings}
+
+
+def test_a_unit_is_seen_in_whole_numbers_that_each_have_a_bin():
+    random = np.random.default_rng(6)
+    often = 30 + np.round(random.normal(0, 3, TRAINING))
+    counts = np.where(random.random(TRAINING) < 0.05, random.integers(0, 200, TRAINING), often)
+    profile = make_profile(("count",), counts[:, None], at_times(TRAINING))
+    (finding,) = compared(profile, counts[:, None] * 100).findings
+
+    assert profile.columns[0].values == ()
+    assert (finding.cause, finding.factor) == ("unit", 100.0)
+
+
+def test_mean_and_deviation_of_batches_are_those_of_all():
+    random = np.random.default_rng(6)
+    batches = [random.normal(mean, 1, 50 * (mean + 1)) for mean in range(6)]
+    column = make_profile(("x",), batches[0][:, None], at_times(50)).columns[0]
+    sketch = ColumnSketch(column)
+    for batch in batches:
+        sketch.add(batch)
+    together = np.concatenate(batches)
+
+    assert sketch.mean == pytest.approx(together.mean(), rel=1e-12)
+    assert sketch.deviation == pytest.approx(together.std(), rel=1e-12)
+
+
 def test_too_few_rows_say_nothing(profile, ordinary):
     few = ordinary[: ROWS_MIN - 1] * 100
     comparison = compared(profile, few)
