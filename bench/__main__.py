@@ -15,6 +15,7 @@ BENCHES = {
     "fraud": ("bench.fraud", "two entities, one process"),
     "read": ("bench.read", "the online store: written, and read beside the Feast SDK"),
     "lake": ("bench.lake", "topics into Delta tables, kills on the way, queries over them"),
+    "drift": ("bench.drift_power", "which planted changes the drift report finds and names"),
     "history": ("bench.history", "training data from history, through the same kernel"),
 }
 

@@ -1,4 +1,4 @@
-"""A model as a folder: ``model.txt`` and ``manifest.json``. Writes, reads and verifies it.
+"""A model as a folder: ``model.txt``, ``profile.json``, ``manifest.json``. Writes and verifies it.
 
 Never a pickle. Does not load the model: that is ``loaders``.
 """
@@ -25,11 +25,15 @@ if TYPE_CHECKING:
 
 MODEL_FILE = "model.txt"
 MANIFEST_FILE = "manifest.json"
+#: What the training set looked like (``headrace.drift.profile``); artefacts of before have none.
+PROFILE_FILE = "profile.json"
 FORMAT = 1
 # 20,000 trees of 31 leaves: far above any model that scores in microseconds. The text is parsed in
 # the worker too, so a hostile one must not fill its memory.
 MODEL_BYTES_MAX = 64 << 20
 MANIFEST_BYTES_MAX = 16 << 20
+# About 8 KB a column.
+PROFILE_BYTES_MAX = 64 << 20
 CANARY_ROWS_MAX = 1024
 _DTYPES = ("int64", "float64")
 
@@ -46,12 +50,20 @@ class Canary:
 
 
 @dataclass(frozen=True, slots=True)
+class FileDigest:
+    """What a file must be: its sha256 (hex) and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What an artefact says of itself.
 
     ``sha256`` and ``size`` (bytes) are those of ``model.txt``; ``fingerprint`` is that of the
     plan whose features the model was trained on; ``training_set_id`` is a sha256 over all that
-    went into the training set.
+    went into the training set. ``profile`` is None where the artefact has none.
     """
 
     model: str
@@ -67,6 +79,7 @@ class Manifest:
     metrics: dict[str, float]
     parameters: dict[str, object]
     canary: Canary
+    profile: FileDigest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +94,7 @@ class Artefact:
     sha256: str
     model_text: bytes
     manifest_json: bytes
+    profile_json: bytes | None = None
 
 
 def write_artefact(
@@ -98,6 +112,7 @@ def write_artefact(
     metrics: Mapping[str, float],
     parameters: Mapping[str, object],
     framework: str = "lightgbm",
+    profile_json: bytes | None = None,
 ) -> Manifest:
     """Write an artefact folder that is there in full or not at all.
 
@@ -118,6 +133,7 @@ def write_artefact(
         metrics=dict(metrics),
         parameters=dict(parameters),
         canary=canary,
+        profile=None if profile_json is None else _digest(profile_json),
     )
     _check_canary(manifest, str(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -125,6 +141,8 @@ def write_artefact(
     try:
         draft.chmod(0o755)
         write_durably(draft / MODEL_FILE, model_text)
+        if profile_json is not None:
+            write_durably(draft / PROFILE_FILE, profile_json)
         write_durably(draft / MANIFEST_FILE, encode_manifest(manifest))
         sync_folder(draft)
         publish_folder(draft, folder)
@@ -175,29 +193,37 @@ def read_artefact(folder: Path, *, sha256: str | None = None) -> Artefact:
         )
         raise ArtefactError(message)
     manifest = decode_manifest(raw, str(folder))
-    text = _read(folder / MODEL_FILE, MODEL_BYTES_MAX)
-    if len(text) != manifest.size:
-        message = explain(
-            "model.txt",
-            f"have the manifest's {manifest.size} bytes",
-            len(text),
-            str(folder),
-        )
-        raise ArtefactError(message)
-    found = hashlib.sha256(text).hexdigest()
-    if found != manifest.sha256:
-        message = explain(
-            "model.txt",
-            f"have the manifest's sha256 {manifest.sha256}",
-            found,
-            str(folder),
-        )
-        raise ArtefactError(message)
-    return Artefact(folder, manifest, digest, text, raw)
+    model = FileDigest(manifest.sha256, manifest.size)
+    text = _read_as_said(folder / MODEL_FILE, MODEL_BYTES_MAX, model)
+    profile = None
+    if manifest.profile is not None:
+        profile = _read_as_said(folder / PROFILE_FILE, PROFILE_BYTES_MAX, manifest.profile)
+    return Artefact(folder, manifest, digest, text, raw, profile)
+
+
+def _digest(content: bytes) -> FileDigest:
+    return FileDigest(hashlib.sha256(content).hexdigest(), len(content))
+
+
+def _read_as_said(path: Path, size_max: int, said: FileDigest) -> bytes:
+    """Return a file's bytes if they are those that the manifest names."""
+    content = _read(path, size_max)
+    found = _digest(content)
+    where = str(path.parent)
+    if found.size != said.size:
+        rule = f"have the manifest's {said.size} bytes"
+        raise ArtefactError(explain(path.name, rule, found.size, where))
+    if found.sha256 != said.sha256:
+        rule = f"have the manifest's sha256 {said.sha256}"
+        raise ArtefactError(explain(path.name, rule, found.sha256, where))
+    return content
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Return the manifest as JSON; canary numbers as hex floats, so that no bit is lost."""
+    said = manifest.profile
+    # Readers of before pass over what they do not know, so the format stays.
+    profile = {} if said is None else {"profile": _file(PROFILE_FILE, said)}
     return orjson.dumps(
         {
             "format": FORMAT,
@@ -207,11 +233,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
                 "name": manifest.framework,
                 "version": manifest.framework_version,
             },
-            "file": {
-                "name": MODEL_FILE,
-                "sha256": manifest.sha256,
-                "size": manifest.size,
-            },
+            "file": _file(MODEL_FILE, FileDigest(manifest.sha256, manifest.size)),
+            **profile,
             "features": [{"name": c.name, "dtype": c.dtype} for c in manifest.columns],
             "fingerprint": manifest.fingerprint,
             "training_set_id": manifest.training_set_id,
@@ -225,6 +248,10 @@ def encode_manifest(manifest: Manifest) -> bytes:
         },
         option=orjson.OPT_INDENT_2,
     )
+
+
+def _file(name: str, said: FileDigest) -> dict[str, object]:
+    return {"name": name, "sha256": said.sha256, "size": said.size}
 
 
 def decode_manifest(raw: bytes, where: str) -> Manifest:
@@ -260,12 +287,17 @@ def decode_manifest(raw: bytes, where: str) -> Manifest:
             metrics={_text(k): float(v) for k, v in data["metrics"].items()},
             parameters={_text(k): v for k, v in data["parameters"].items()},
             canary=_canary(data["canary"], len(data["features"])),
+            profile=_said(data["profile"]) if "profile" in data else None,
         )
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         message = explain("manifest", "hold every field in its form", str(error), where)
         raise ArtefactError(message) from error
     _check_canary(manifest, where)
     return manifest
+
+
+def _said(data: Mapping[str, object]) -> FileDigest:
+    return FileDigest(_text(data["sha256"]), _whole(data["size"]))
 
 
 def _canary(data: Mapping[str, list[list[str]]], width: int) -> Canary:

@@ -18,6 +18,7 @@ from headrace.runtime.errors import explain
 from headrace.scoring.artefact import (
     MANIFEST_FILE,
     MODEL_FILE,
+    PROFILE_FILE,
     publish_folder,
     read_artefact,
     sync_folder,
@@ -67,6 +68,8 @@ class FileRegistry:
         try:
             draft.chmod(0o755)
             write_durably(draft / MODEL_FILE, source.model_text)
+            if source.profile_json is not None:
+                write_durably(draft / PROFILE_FILE, source.profile_json)
             write_durably(draft / MANIFEST_FILE, source.manifest_json)
             sync_folder(draft)
             return self._publish(model, draft)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from headrace.drift.profile import encode_profile, make_profile
 from headrace.scoring.artefact import Canary, Manifest, read_artefact, write_artefact
 from headrace.scoring.scorer import FeatureColumn
 from headrace.training.datasets import TrainingSet, build_training_set, canary_rows
@@ -95,6 +96,7 @@ def train(
     progress("artefact", 0, 0)
     metrics = train_figures.as_metrics("train") | test_figures.as_metrics("test")
     canary = canary_rows(data, np.flatnonzero(rows))
+    profile = _profile(fitted, data, rows, split.test.mask(data.event_time_ms))
     # Drafted beside the registry's models: it may be on another disk than the temporary folder.
     registry.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".draft-", dir=registry.folder) as draft:
@@ -112,10 +114,26 @@ def train(
             canary=Canary(canary, fitted.predict(canary)),
             metrics=metrics,
             parameters=fitted.parameters,
+            profile_json=profile,
         )
         entry = registry.add(folder)
     manifest = read_artefact(entry.folder).manifest
     return TrainingRun(entry, manifest, split, train_figures, test_figures)
+
+
+def _profile(
+    fitted: FittedModel, data: TrainingSet, trained: np.ndarray, tested: np.ndarray
+) -> bytes:
+    """Return the profile of the vectors that the model learned from, and of its scores, as JSON.
+
+    The scores are those of the test period: on rows that it knows a model is surer of itself than
+    it will ever be in production.
+    """
+    times = data.event_time_ms
+    scores = fitted.predict(data.vector[tested])
+    return encode_profile(
+        make_profile(data.names, data.vector[trained], times[trained], scores, times[tested])
+    )
 
 
 def _evaluate(

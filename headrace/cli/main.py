@@ -40,6 +40,8 @@ COMMANDS: dict[str, Entry] = {
     "deploy": Entry("headrace.cli.deploy:deploy", "Put a model live on the running workers."),
     "rebuild-online": Entry(
         "headrace.cli.rebuild_online:rebuild_online", "Write every entity to Redis again."
+    "drift": Entry(
+        "headrace.cli.drift:drift", "Compare a period with what the model was trained on."
     ),
     "dlq": Entry("headrace.cli.dlq:app", "Look at records that were refused, and replay them."),
     "lake": Entry("headrace.cli.lake:lake", "Keep the lake's tables up with the topics."),
@@ -88,7 +90,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="Define a feature once, train on its exact history, serve it live.",
-    epilog="Exit codes: 0 done, 1 failed, 2 wrong use or settings, 3 no Kafka, 4 no services.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong use or settings, 3 no Kafka, 4 no services, "
+    "5 drift alarm.",
 )
 
 

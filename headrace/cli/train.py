@@ -62,7 +62,7 @@ def train(
             bars.update(task, description=step, completed=done, total=total or None)
 
         training = open_training(
-            project, pipeline, data or [], start=_day(start), end=_day(end), test=test
+            project, pipeline, data or [], start=day_ms(start), end=day_ms(end), test=test
         )
         run = run_training(
             training.plan,
@@ -80,7 +80,7 @@ def train(
         _print_table(run, Console())
 
 
-def _day(text: str | None) -> int | None:
+def day_ms(text: str | None) -> int | None:
     """Return the epoch milliseconds of a date or time, which is UTC unless it says otherwise."""
     if text is None:
         return None

@@ -70,7 +70,7 @@ def rewrite(folder: Path, text: bytes) -> None:
     fields = {
         field.name: getattr(manifest, field.name)
         for field in dataclasses.fields(manifest)
-        if field.name not in {"sha256", "size"}
+        if field.name not in {"sha256", "size", "profile"}
     }
     for name in (MODEL_FILE, MANIFEST_FILE):
         (folder / name).unlink()
