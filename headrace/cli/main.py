@@ -29,10 +29,11 @@ COMMANDS: dict[str, Entry] = {
     "plan": Entry(
         "headrace.cli.plan:plan", "Show what the definitions compile to, and what changed."
     ),
-    "apply": Entry("headrace.cli.apply:apply", "Make the topics and schemas that the plan needs."),
+    "apply": Entry("headrace.cli.apply:apply", "Make the topics, schemas and Feast objects."),
     "send": Entry("headrace.cli.send:send", "Publish events from files to a source's topic."),
     "worker": Entry("headrace.cli.worker:worker", "Compute features and scores from the stream."),
     "tail": Entry("headrace.cli.tail:tail", "Print what stands in a topic, decoded."),
+    "backfill": Entry("headrace.cli.backfill:backfill", "Write Feast's offline tables."),
     "train": Entry("headrace.cli.train:train", "Train a model on the pipeline's history."),
     "deploy": Entry("headrace.cli.deploy:deploy", "Put a model live on the running workers."),
     "dlq": Entry("headrace.cli.dlq:app", "Look at records that were refused, and replay them."),

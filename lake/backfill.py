@@ -1,0 +1,300 @@
+"""Feast's offline tables: every served view's values at each event of the source that is scored.
+
+The values are ``history``'s. A period is replaced as a whole, so that a second run changes nothing;
+events are worked on some hours at a time, so that memory does not grow with the period.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import shutil
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.features.columns import check_rows, event_columns, take
+from headrace.features.compiler import compile_pipeline
+from headrace.features.errors import did_you_mean
+from headrace.features.feast_repo.objects import pipeline_of, repo_objects, serving
+from headrace.features.feast_repo.repository import repository_of
+from headrace.features.feast_repo.tables import ensure_table
+from headrace.lake.errors import LakeError
+from headrace.lake.events import open_events
+from headrace.lake.history import history
+from headrace.lake.offline import DAY_MS, TableWriter, table_rows
+from headrace.runtime.errors import explain
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from headrace.features.columns import EventColumns
+    from headrace.features.definitions import Pipeline
+    from headrace.features.feast_repo.objects import RepoView
+    from headrace.features.plan import PipelinePlan, SourcePlan
+    from headrace.features.project import Project
+    from headrace.lake.events import EventReader
+
+#: Events that are worked on at once, about: some 300 bytes each at the peak with 20 features.
+ROWS_AT_ONCE: Final = 1_000_000
+_HOUR_MS: Final = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class BackfilledView:
+    """What was written of a view: rows, the days that have any, and where its files are."""
+
+    view: str
+    rows: int
+    days: int
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Backfill:
+    """What a backfill wrote. ``applied``: Feast's registry knows these tables."""
+
+    views: tuple[BackfilledView, ...]
+    applied: bool
+
+
+def backfill(
+    project: Project,
+    views: Sequence[str] = (),
+    *,
+    start_ms: int | None = None,
+    end_ms: int | None = None,
+    rows_at_once: int = ROWS_AT_ONCE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Backfill:
+    """Write Feast's offline tables of a project.
+
+    Args:
+        project: The project.
+        views: Names of views; none: all that a pipeline serves.
+        start_ms: First day, epoch ms at its UTC midnight. None: from the first event on.
+        end_ms: The day after the last. None: up to the last event. Without both the tables are
+            written anew from end to end.
+        rows_at_once: How many events are worked on at once, about: at least those of an hour.
+        progress: Called with the rows done and the rows in all.
+
+    Raises:
+        LakeError: For an unknown view, a period that does not consist of days, or while another
+            backfill runs.
+        HistoryError: If the events cannot be used as they are.
+
+    """
+    _check_period(start_ms, end_ms)
+    objects = {view.name: view for view in repo_objects(project).views}
+    for name in views:
+        if name not in objects:
+            hint = did_you_mean(name, objects)
+            raise LakeError(explain("a view", "be served by a pipeline", name, "backfill", hint))
+    repository = repository_of(project.settings)
+    groups = [
+        (pipeline_of(pipeline, chosen), [objects[view.name] for view in chosen])
+        for pipeline, served in serving(project.pipelines)
+        if (chosen := [view for view in served if not views or view.name in views])
+    ]
+    jobs = [
+        _Job(project, pipeline, members, start_ms, end_ms, rows_at_once)
+        for pipeline, members in groups
+    ]
+    total, done = sum(job.rows for job in jobs), 0
+    written: list[BackfilledView] = []
+    with _locked(repository.offline):
+        for job in jobs:
+            for rows in job.run(repository.offline):
+                done += rows
+                if progress is not None:
+                    progress(done, total)
+            written += job.commit()
+        applied = all(repository.names(item.folder.name) for item in written)
+        if applied:
+            _remove_older(written)
+    return Backfill(tuple(written), applied)
+
+
+def _check_period(start_ms: int | None, end_ms: int | None) -> None:
+    for what, time_ms in (("--from", start_ms), ("--to", end_ms)):
+        if time_ms is not None and time_ms % DAY_MS:
+            got = datetime.fromtimestamp(time_ms / 1000, UTC).isoformat()
+            rule = "be a day: tables are replaced by whole UTC days"
+            raise LakeError(explain(what, rule, got, "backfill", "write 2018-07-25"))
+    if start_ms is not None and end_ms is not None and start_ms >= end_ms:
+        raise LakeError(explain("--from", "be before --to", start_ms, "backfill"))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the offline tables: one backfill at a time; a killed one lets go."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "backfill.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            rule = "run alone on its tables"
+            raise LakeError(explain("backfill", rule, "another one", str(folder))) from None
+        yield
+
+
+def _remove_older(written: Sequence[BackfilledView]) -> None:
+    """Remove the tables of older definitions, which no reader finds any more."""
+    for item in written:
+        for other in item.folder.parent.iterdir():
+            if other != item.folder and other.is_dir():
+                shutil.rmtree(other)
+
+
+class _Job:
+    """The views that one pipeline serves, at the events of its source."""
+
+    def __init__(
+        self,
+        project: Project,
+        pipeline: Pipeline,
+        views: Sequence[RepoView],
+        start_ms: int | None,
+        end_ms: int | None,
+        rows_at_once: int,
+    ) -> None:
+        self._project = project
+        self._pipeline = pipeline
+        self._views = views
+        self._plan = compile_pipeline(
+            pipeline,
+            project.schemas,
+            project=project.name,
+            max_ahead_ms=project.max_ahead_ms,
+        )
+        self._reader = _reader(project, self._plan)
+        self._period = (start_ms, end_ms)
+        self._hours = _rows_by_hour(self._source, self._reader, start_ms, end_ms)
+        self._rows_at_once = rows_at_once
+        self._writers: list[TableWriter] = []
+
+    @property
+    def _source(self) -> SourcePlan:
+        return self._plan.source_plan(self._plan.source)
+
+    @property
+    def rows(self) -> int:
+        """Return the events of the period."""
+        return self._hours.total()
+
+    def run(self, offline: Path) -> Iterator[int]:
+        """Write the tables' days beside those that are there; yield the events done, by parts."""
+        self._writers = [TableWriter(view, ensure_table(offline, view)) for view in self._views]
+        for start_ms, end_ms in _parts(self._hours, self._rows_at_once):
+            events = self._events(start_ms, end_ms)
+            features = self._history(events)
+            for writer in self._writers:
+                writer.write(table_rows(writer.view, events, features))
+            yield sum(self._hours[hour] for hour in range(start_ms, end_ms, _HOUR_MS))
+
+    def commit(self) -> list[BackfilledView]:
+        """Put the written days in the place of the period's old ones."""
+        start_ms, end_ms = self._period
+        return [
+            BackfilledView(writer.view.name, writer.rows, writer.commit(start_ms, end_ms), folder)
+            for writer in self._writers
+            for folder in (writer.folder,)
+        ]
+
+    def _events(self, start_ms: int, end_ms: int) -> EventColumns:
+        """Return the good events of some hours by time, those of equal time by arrival."""
+        source = self._source
+        found = []
+        for batch in self._reader.batches([column.name for column in source.columns]):
+            events = event_columns(batch, source)
+            times = events.event_time_ms
+            inside = (times >= start_ms) & (times < end_ms)
+            if inside.any():
+                rows = np.flatnonzero(inside & (check_rows(events, None) == 0))
+                found.append(take(events, rows))
+        return _by_time(found)
+
+    def _history(self, events: EventColumns) -> pa.Table:
+        """Return the features at the events: named by their ids, where all have one."""
+        source = self._source
+        ids = events.columns[source.event_id] if source.event_id else None
+        if ids is not None and not ids.null_count:
+            spine = pa.table({source.event_id: ids})
+            return history(spine, self._pipeline, project=self._project)
+        # A bare time takes all events of that time: of equal ones, every row is then the last.
+        keys = {item.key for stage in self._plan.stages for item in stage.inputs if item.scored}
+        columns = {name: events.columns[name] for name in sorted(keys - {source.event_time})}
+        columns[source.event_time] = pa.array(events.event_time_ms, pa.timestamp("ms", "UTC"))
+        return history(pa.table(columns), self._pipeline, project=self._project, event_id=False)
+
+
+def _reader(project: Project, plan: PipelinePlan) -> EventReader:
+    sources = project.settings.history
+    if plan.source not in sources:
+        hint = "name its files in headrace.yaml under history:"
+        got = sorted(sources)
+        raise LakeError(explain("backfill", f"hold source {plan.source}", got, plan.name, hint))
+    return open_events(plan.source, sources[plan.source])
+
+
+def _rows_by_hour(
+    source: SourcePlan, reader: EventReader, start_ms: int | None, end_ms: int | None
+) -> Counter[int]:
+    """Return how many events each hour of the period has, by its start in epoch ms."""
+    only = dataclasses.replace(
+        source,
+        columns=tuple(c for c in source.columns if c.name == source.event_time),
+        known_at=None,
+        key=source.event_time,
+        checked=(),
+        checked_expressions=(),
+    )
+    hours: Counter[int] = Counter()
+    for batch in reader.batches([source.event_time]):
+        events = event_columns(batch, only)
+        times = events.event_time_ms
+        good = check_rows(events, None) == 0
+        if start_ms is not None:
+            good &= times >= start_ms
+        if end_ms is not None:
+            good &= times < end_ms
+        found, counts = np.unique(times[good] // _HOUR_MS * _HOUR_MS, return_counts=True)
+        hours.update(dict(zip(found.tolist(), counts.tolist(), strict=True)))
+    return hours
+
+
+def _parts(hours: Counter[int], rows_at_once: int) -> Iterator[tuple[int, int]]:
+    """Yield periods of whole hours, in order, with about ``rows_at_once`` events each at most."""
+    start, end, rows = None, 0, 0
+    for hour in sorted(hours):
+        if start is not None and rows + hours[hour] > rows_at_once:
+            yield start, end
+            start, rows = None, 0
+        start = hour if start is None else start
+        end, rows = hour + _HOUR_MS, rows + hours[hour]
+    if start is not None:
+        yield start, end
+
+
+def _by_time(found: Sequence[EventColumns]) -> EventColumns:
+    first = found[0]
+    joined = dataclasses.replace(
+        first,
+        length=sum(events.length for events in found),
+        event_time_ms=np.concatenate([events.event_time_ms for events in found]),
+        known_at_ms=np.concatenate([events.known_at_ms for events in found]),
+        columns={
+            name: pa.concat_arrays([events.columns[name] for events in found])
+            for name in first.columns
+        },
+    )
+    times = joined.event_time_ms
+    if (times[1:] >= times[:-1]).all():
+        return joined
+    return take(joined, np.argsort(times, kind="stable"))
