@@ -58,9 +58,14 @@ class BackfilledView:
 
 @dataclass(frozen=True, slots=True)
 class Backfill:
-    """What a backfill wrote. ``applied``: Feast's registry knows these tables."""
+    """What a backfill wrote.
+
+    ``left_out`` counts events that are bad input: the stream would have sent them to the DLQ.
+    ``applied``: Feast's registry knows these tables.
+    """
 
     views: tuple[BackfilledView, ...]
+    left_out: int
     applied: bool
 
 
@@ -118,7 +123,7 @@ def backfill(
         applied = all(repository.names(item.folder.name) for item in written)
         if applied:
             _remove_older(written)
-    return Backfill(tuple(written), applied)
+    return Backfill(tuple(written), sum(job.left_out for job in jobs), applied)
 
 
 def _check_period(start_ms: int | None, end_ms: int | None) -> None:
@@ -178,6 +183,7 @@ class _Job:
         self._hours = _rows_by_hour(self._source, self._reader, start_ms, end_ms)
         self._rows_at_once = rows_at_once
         self._writers: list[TableWriter] = []
+        self.left_out = 0
 
     @property
     def _source(self) -> SourcePlan:
@@ -217,6 +223,7 @@ class _Job:
             inside = (times >= start_ms) & (times < end_ms)
             if inside.any():
                 rows = np.flatnonzero(inside & (check_rows(events, None) == 0))
+                self.left_out += int(inside.sum()) - len(rows)
                 found.append(take(events, rows))
         return _by_time(found)
 

@@ -81,6 +81,8 @@ class TableWriter:
 
     def write(self, rows: pa.Table) -> None:
         """Append rows by time; none may be of a day before those already written."""
+        if not rows.num_rows:
+            return
         times_ms = rows.column(1).cast(pa.int64()).to_numpy() // 1_000
         days, starts = np.unique(times_ms // DAY_MS, return_index=True)
         ends = [*starts[1:], len(times_ms)]

@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -43,6 +43,14 @@ _TIMEOUT_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
+class _Taken:
+    """What Feast has: a digest of the text, and texts for people by kind and name."""
+
+    digest: str = ""
+    objects: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class FeastRepository:
     """A Feast repository in ``folder``, and the folder of its offline tables."""
 
@@ -51,14 +59,13 @@ class FeastRepository:
 
     def changes(self, objects: RepoObjects) -> tuple[Change, ...]:
         """Return how the objects differ from those that Feast has taken; reads two small files."""
-        applied = self._applied()
-        known = applied.get("objects", {})
+        taken = self._taken()
         changes = tuple(
             change
             for what, texts in _texts(objects).items()
-            for change in differences(f"feast {what}", known.get(what, {}), texts)
+            for change in differences(f"feast {what}", taken.objects.get(what, {}), texts)
         )
-        if changes or applied.get("digest") == self._digest(objects):
+        if changes or taken.digest == self._digest(objects):
             return changes
         # Other text for the same objects: another version of Feast or of this generator.
         return differences("feast repository", {}, {objects.project: "is written anew"})
@@ -74,18 +81,20 @@ class FeastRepository:
 
         """
         changes = self.changes(objects)
-        digest = self._digest(objects)
         store = store_text(objects, redis_url)
-        self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.folder / STORE_FILE, store)
         _write(self.folder / DEFINITIONS_FILE, definitions_text(objects, self.offline))
         for view in objects.views:
             ensure_table(self.offline, view)
-        if self._applied().get("digest") != digest:
+        if changes:
             self._run(redis_url)
-            content = {"digest": digest, "objects": _texts(objects)}
-            _write(self.folder / _APPLIED_FILE, json.dumps(content, indent=1))
+            self.remember(objects)
         return changes
+
+    def remember(self, objects: RepoObjects) -> None:
+        """Keep what Feast has taken; a crash before this has it taken again."""
+        content = {"digest": self._digest(objects), "objects": _texts(objects)}
+        _write(self.folder / _APPLIED_FILE, json.dumps(content, indent=1))
 
     def names(self, fingerprint: str) -> bool:
         """Return whether the definitions that were written last name a table of this definition."""
@@ -96,17 +105,17 @@ class FeastRepository:
         parts = objects.project, version("feast"), definitions_text(objects, self.offline)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
-    def _applied(self) -> Mapping[str, dict[str, dict[str, str]]]:
-        """Return what was applied; nothing, where Feast's registry is gone."""
+    def _taken(self) -> _Taken:
+        """Return what Feast has taken: nothing, where its registry is gone."""
         file = self.folder / _APPLIED_FILE
         if not file.is_file() or not (self.folder / REGISTRY_FILE).is_file():
-            return {}
+            return _Taken()
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
+            return _Taken(content["digest"], content["objects"])
+        except (ValueError, KeyError, TypeError):
             # Whatever it was: applying again makes it right.
-            return {}
-        return content if isinstance(content, dict) else {}
+            return _Taken()
 
     def _run(self, redis_url: str) -> None:
         password = urlsplit(redis_url).password
@@ -163,6 +172,7 @@ def _write(file: Path, text: str) -> None:
     """Write a file whole or not at all; leave it alone if it is equal."""
     if file.is_file() and file.read_text(encoding="utf-8") == text:
         return
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(file)

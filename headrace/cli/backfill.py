@@ -39,7 +39,10 @@ def backfill(
 
     from headrace.features.project import load_project
     from headrace.lake.backfill import backfill as run
+    from headrace.runtime.logging import configure
 
+    start_ms, end_ms = _day(start), _day(end)
+    configure()
     loaded = load_project(project)
     columns = TextColumn("events"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     # On stderr: what the command prints is the result.
@@ -48,8 +51,8 @@ def backfill(
         result = run(
             loaded,
             views or (),
-            start_ms=_day(start),
-            end_ms=_day(end),
+            start_ms=start_ms,
+            end_ms=end_ms,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     if as_json:
@@ -59,12 +62,14 @@ def backfill(
             {"view": v.view, "rows": v.rows, "days": v.days, "folder": str(v.folder)}
             for v in result.views
         ]
-        content = {"views": written, "applied": result.applied}
+        content = {"views": written, "left_out": result.left_out, "applied": result.applied}
         typer.echo(orjson.dumps(content, option=orjson.OPT_INDENT_2).decode())
         return
     console = Console(soft_wrap=True, highlight=False)
     for view in result.views:
         console.print(f"{view.view}: {view.rows:,} rows on {view.days:,} days in {view.folder}")
+    if result.left_out:
+        console.print(f"{result.left_out:,} events are bad input and left out")
     if not result.applied:
         console.print("Feast does not know these tables yet: run 'headrace apply'")
 
