@@ -1,0 +1,255 @@
+"""Feast on the generated repository: its SDK, ``feast serve`` and ``feast ui``, on a real Redis.
+
+Values are written in Feast's layout with Feast's own encoders, so that what is tested is that the
+generated objects name the same projects, keys, types and fields.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import feast
+import httpx
+import pytest
+import redis
+from feast.infra.online_stores.helpers import _mmh3, _redis_key
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+import headrace as hr
+from headrace.cli.applied import apply_feast
+from headrace.features.feast_repo.errors import FeastError
+from headrace.features.feast_repo.objects import repo_objects
+from headrace.features.feast_repo.repository import repository_of
+from headrace.runtime.dev.processes import free_ports
+
+EVENT_S = 1_700_000_000
+READY_S = 120.0
+DEFINITIONS = """
+import headrace as hr
+
+visits = hr.Source("visits", key="person", event_time="at", schema="schemas/visits.avsc")
+
+
+def view(name, key):
+    return hr.FeatureView(
+        name,
+        entity=hr.Entity(name, key=key),
+        source=visits,
+        features=[hr.count(over="1d"), hr.mean("spent", over="7d")],
+    )
+
+
+# One view for each Avro type that a key may have.
+views = [view("person", "person"), view("floor", "floor"), view("badge", "badge")]
+tag = view("tag", "tag")
+scores = hr.Pipeline("scores", source=visits, views=views)
+raw = hr.Pipeline("raw", source=visits, views=[tag])
+"""
+FIELDS = {"person": "string", "floor": "int", "badge": "long", "tag": "bytes", "spent": "double"}
+KEYS = {
+    "person": Value(string_val="ann"),
+    "floor": Value(int64_val=-3),
+    "badge": Value(int64_val=2**40),
+    "tag": Value(bytes_val=b"\x00\xff"),
+}
+ENTITIES = {"person": "ann", "floor": -3, "badge": 2**40, "tag": b"\x00\xff"}
+VALUES = {"count_1d": Value(int64_val=7), "spent_mean_7d": Value(double_val=2.5)}
+
+
+def define(folder, text=DEFINITIONS):
+    fields = [{"name": name, "type": kind} for name, kind in FIELDS.items()]
+    fields.append({"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}})
+    schema = {"type": "record", "name": "Visit", "fields": fields}
+    (folder / "schemas").mkdir(exist_ok=True)
+    (folder / "schemas" / "visits.avsc").write_text(json.dumps(schema))
+    (folder / "definitions.py").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, stack):
+    """Return a project of four key types, with its Feast repository applied."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "headrace.yaml").write_text(
+        "project: feast_online\n"
+        f"kafka: {{bootstrap_servers: '{stack.bootstrap_servers}'}}\n"
+        f"redis: {{url: '{stack.redis_url}'}}\nregistry: {{url: '{stack.registry_url}'}}\n"
+    )
+    define(folder)
+    apply_feast(folder)
+    return hr.load(folder)
+
+
+@pytest.fixture(scope="module")
+def online(project, stack):
+    """Write one entity of every key type to Redis; return the client."""
+    client = redis.Redis.from_url(stack.redis_url)
+    seen = Timestamp(seconds=EVENT_S).SerializeToString()
+    for name, key in KEYS.items():
+        entity = EntityKey(join_keys=[name], entity_values=[key])
+        fields = {
+            _mmh3(f"{name}:{feature}"): v.SerializeToString() for feature, v in VALUES.items()
+        }
+        client.hset(_redis_key(project.name, entity, 3), mapping={**fields, f"_ts:{name}": seen})
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def repository(project):
+    return repository_of(project.settings)
+
+
+def read(store, service, **entities):
+    found = store.get_online_features(
+        features=store.get_feature_service(service),
+        entity_rows=[entities],
+        full_feature_names=True,
+    ).to_dict()
+    return {name: values[0] for name, values in found.items()}
+
+
+@pytest.mark.usefixtures("online")
+def test_the_sdk_reads_every_type_of_key(repository):
+    store = feast.FeatureStore(repo_path=str(repository.folder))
+    three = {name: ENTITIES[name] for name in ("person", "floor", "badge")}
+
+    assert read(store, "scores", **three) == {
+        **three,
+        **{f"{name}__count_1d": 7 for name in three},
+        **{f"{name}__spent_mean_7d": 2.5 for name in three},
+    }
+    assert read(store, "raw", tag=ENTITIES["tag"]) == {
+        "tag": b"\x00\xff",
+        "tag__count_1d": 7,
+        "tag__spent_mean_7d": 2.5,
+    }
+    nobody = read(store, "scores", person="bob", floor=0, badge=0)
+    assert [value for name, value in nobody.items() if "__" in name] == [None] * 6
+
+
+def test_the_registry_says_what_the_definitions_say(repository):
+    store = feast.FeatureStore(repo_path=str(repository.folder))
+
+    person = store.get_feature_view("person")
+    assert person.ttl.days == 7
+    assert {field.name: str(field.dtype) for field in person.features} == {
+        "count_1d": "Int64",
+        "spent_mean_7d": "Float64",
+    }
+    assert person.features[0].description == "count of visits, last 1d"
+    assert {entity.name: entity.value_type.name for entity in store.list_entities()} == {
+        "person": "STRING",
+        "floor": "INT64",
+        "badge": "INT64",
+        "tag": "BYTES",
+    }
+    assert {service.name for service in store.list_feature_services()} == {"scores", "raw"}
+
+
+@contextlib.contextmanager
+def running(folder, log, *arguments):
+    """Run a command of Feast on the repository; it and its children end with the block."""
+    program = [sys.executable, "-c", "from feast.cli.cli import cli; cli()"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*program, "--chdir", str(folder), *arguments],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            # One that has ended by itself has no group any more.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=30)
+
+
+@pytest.mark.usefixtures("online")
+def test_feast_serve_and_feast_ui_answer(repository, tmp_path, wait_until):
+    serve_port, ui_port = free_ports(2)
+    served, shown = f"http://127.0.0.1:{serve_port}", f"http://127.0.0.1:{ui_port}"
+
+    def answers(process, address):
+        assert process.poll() is None, "it has ended"
+        try:
+            return httpx.get(f"{address}/health", timeout=5.0).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    # Both start at the same time: each takes seconds to import Feast.
+    with (
+        running(
+            repository.folder, tmp_path / "serve.log", "serve", "--port", str(serve_port)
+        ) as serve,
+        running(
+            repository.folder,
+            tmp_path / "ui.log",
+            *("ui", "--host", "127.0.0.1", "--port", str(ui_port)),
+        ) as ui,
+    ):
+        wait_until(lambda: answers(serve, served), READY_S)
+        wait_until(lambda: answers(ui, shown), READY_S)
+        answer = httpx.post(
+            f"{served}/get-online-features",
+            json={
+                "feature_service": "scores",
+                "entities": {"person": ["ann", "bob"], "floor": [-3, 0], "badge": [2**40, 0]},
+                "full_feature_names": True,
+            },
+        ).json()
+        page = httpx.get(f"{shown}/")
+        listed = httpx.get(f"{shown}/api/v1/feature_views", params={"project": "feast_online"})
+
+    names = answer["metadata"]["feature_names"]
+    values = dict(zip(names, (result["values"] for result in answer["results"]), strict=True))
+    assert values["person__count_1d"] == [7, None]
+    assert values["badge__spent_mean_7d"] == [2.5, None]
+    assert page.status_code == 200
+    assert "<html" in page.text
+    assert listed.status_code == 200
+    assert '"person"' in listed.text
+
+
+def test_a_view_goes_without_a_look_at_redis(project, online, repository):
+    before = online.info("commandstats").get("cmdstat_scan", {}).get("calls", 0)
+    define(project.folder, DEFINITIONS.replace(', view("badge", "badge")]', "]"))
+    smaller = hr.load(project.folder)
+
+    # No Redis is there: an apply does not need it.
+    changes = repository.apply(repo_objects(smaller), "redis://127.0.0.1:1")
+
+    assert [(c.verb, c.what, c.name) for c in changes] == [
+        ("removed", "feast entity", "badge"),
+        ("removed", "feast view", "badge"),
+        ("changed", "feast service", "scores"),
+    ]
+    define(project.folder)
+    apply_feast(project.folder)
+    after = online.info("commandstats").get("cmdstat_scan", {}).get("calls", 0)
+    assert after == before
+    store = feast.FeatureStore(repo_path=str(repository.folder))
+    assert read(store, "scores", person="ann", floor=-3, badge=2**40)["badge__count_1d"] == 7
+
+
+def test_what_feast_refuses_is_told_in_one_line_and_done_again_the_next_time(project, repository):
+    objects = repo_objects(project)
+    (repository.folder / "extra.py").write_text("raise ValueError('not ours')\n")
+    (repository.folder / "registry.db").unlink()
+
+    with pytest.raises(FeastError, match=r"ValueError: not ours; see .*apply\.log") as refused:
+        repository.apply(objects, "redis://127.0.0.1:1")
+    assert "\n" not in str(refused.value)
+
+    (repository.folder / "extra.py").unlink()
+    assert len(repository.changes(objects)) == 10
+    assert apply_feast(project.folder) != ()
+    assert apply_feast(project.folder) == ()
