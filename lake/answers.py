@@ -214,8 +214,7 @@ class Answers:
             return
         order = np.argsort(number, kind="stable")
         found, starts = np.unique(number[order], return_index=True)
-        for place, rows in zip(found.tolist(), np.split(order, starts[1:]), strict=True):
-            yield place, rows
+        yield from zip(found.tolist(), np.split(order, starts[1:]), strict=True)
 
     def _path(self, group: str, number: int, kind: str) -> Path:
         assert self._folder is not None, "answers in memory have no files"
@@ -235,9 +234,7 @@ def sliced(events: EventColumns, start: int, length: int) -> EventColumns:
     )
 
 
-def _joined(
-    batches: list[pa.RecordBatch], source: SourcePlan
-) -> tuple[EventColumns, Integers]:
+def _joined(batches: list[pa.RecordBatch], source: SourcePlan) -> tuple[EventColumns, Integers]:
     """Return events in the order of their asks, and the asks."""
     table = pa.Table.from_batches(batches)
     ask = table.column(_ASK).to_numpy()

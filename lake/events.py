@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    Data: TypeAlias = pa.Table | pa.RecordBatch | pd.DataFrame | str | Path
+    Data: TypeAlias = "pa.Table | pa.RecordBatch | pd.DataFrame | str | Path | FileEvents"
 
 BATCH_ROWS = 262_144
 #: The arrival of a row that has none: after every time that is asked about.
@@ -151,18 +151,24 @@ def open_events(name: str, data: Data) -> FileEvents:
 
     """
     where = f"source {name}"
+    if isinstance(data, FileEvents):
+        return data
     if isinstance(data, pa.RecordBatch):
         data = pa.Table.from_batches([data])
     if isinstance(data, pa.Table):
         return FileEvents(name, data, (), data.num_rows)
     if isinstance(data, str | Path):
-        files = _files(Path(data), where)
-        return FileEvents(name, None, files, sum(map(_count_rows, files)))
+        return open_files(name, _files(Path(data), where))
     if hasattr(data, "columns") and hasattr(data, "index"):
         table = pa.Table.from_pandas(data, preserve_index=False)
         return FileEvents(name, table.replace_schema_metadata(None), (), table.num_rows)
     rule = "be an Arrow table, a pandas frame, or the path of Parquet or Arrow files"
     raise HistoryError(explain("data", rule, type(data).__name__, where))
+
+
+def open_files(name: str, files: tuple[Path, ...]) -> FileEvents:
+    """Return a reader of files in the given order."""
+    return FileEvents(name, None, files, sum(map(_count_rows, files)))
 
 
 def _files(path: Path, where: str) -> tuple[Path, ...]:

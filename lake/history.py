@@ -200,7 +200,9 @@ def with_spine(spine: Spine, answer: pa.Table) -> pa.Table:
         return answer
     if spine.inverse is not None:
         answer = answer.take(pa.array(spine.inverse))
-    table = spine.table.select([n for n in spine.table.schema.names if n not in answer.schema.names])
+    table = spine.table.select(
+        [n for n in spine.table.schema.names if n not in answer.schema.names]
+    )
     for name in answer.schema.names:
         table = table.append_column(name, answer.column(name).combine_chunks())
     return table

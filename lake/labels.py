@@ -45,9 +45,7 @@ def read_labels(plan: PipelinePlan, reader: EventReader) -> Labels:
     assert label is not None, "the caller has looked"
     source = plan.source_plan(label.source)
     columns = [column.name for column in source.columns]
-    parts = [
-        _positive(event_columns(part.batch, source), label) for part in reader.parts(columns)
-    ]
+    parts = [_positive(event_columns(part.batch, source), label) for part in reader.parts(columns)]
     return Labels(label.on, _first(pa.concat_tables(parts)) if parts else _nothing(plan, label))
 
 

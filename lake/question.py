@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,6 @@ from headrace.features.compiler import compile_project
 from headrace.features.durations import duration_text
 from headrace.features.errors import did_you_mean
 from headrace.features.vector import assemble
-from headrace.lake.answers import Answers
 from headrace.lake.errors import HistoryError
 from headrace.lake.events import NEVER_MS, open_events
 from headrace.lake.labels import LABEL, LABEL_KNOWN_AT, LABEL_TIME
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headrace.features.columns import EventColumns
-    from headrace.features.plan import PipelinePlan, SourcePlan, VectorColumn
-    from headrace.lake.answers import AnswerSlice
+    from headrace.features.plan import PipelinePlan, VectorColumn
+    from headrace.lake.answers import Answers, AnswerSlice
     from headrace.lake.events import EventReader
     from headrace.lake.labels import Labels
     from headrace.lake.request import Request
@@ -65,7 +64,7 @@ class Question:
     plan: PipelinePlan
     readers: dict[str, EventReader]
     spine: Spine
-    as_of: AsOf = AsOf("event")
+    as_of: AsOf = field(default_factory=lambda: AsOf("event"))
     order_by: Mapping[str, str] = field(default_factory=dict)
     names: Sequence[str] | None = None
     ages: bool = False
@@ -107,7 +106,7 @@ class Question:
         columns = self.vector
         for part in answers.slices():
             numbers = self._columns(columns, part)
-            table = pa.table({c.name: numbers[c.name] for c in columns})
+            table = pa.table({c.name: arrow(numbers[c.name], c.dtype) for c in columns})
             if self.ages:
                 for stage in self.plan.stages:
                     for age in stage.ages:
@@ -120,6 +119,10 @@ class Question:
             if self.spine.table is None:
                 table = self._with_events(table, part)
             yield table
+
+    def answers_of(self, part: AnswerSlice) -> dict[str, Floats]:
+        """Return a slice's answers as numbers by name, NaN for null."""
+        return self._columns(self.vector, part)
 
     # --- Finding ------------------------------------------------------------------------------
 
@@ -188,7 +191,7 @@ class Question:
 
     # --- Telling ------------------------------------------------------------------------------
 
-    def _columns(self, vector: Sequence[VectorColumn], part: AnswerSlice) -> dict[str, pa.Array]:
+    def _columns(self, vector: Sequence[VectorColumn], part: AnswerSlice) -> dict[str, Floats]:
         """Return the vector's columns per ask; assembled as on the stream, some rows at a time."""
         made = [column for column in vector if column.name not in part.numbers]
         matrix = np.full((len(part.answered), len(made)), np.nan)
@@ -208,7 +211,7 @@ class Question:
                 numbers = part.numbers[column.name]
                 if nothing.any():
                     numbers = np.where(nothing, np.nan, numbers)
-            columns[column.name] = arrow(numbers, column.dtype)
+            columns[column.name] = numbers
         return columns
 
     def _assemble(

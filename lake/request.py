@@ -40,8 +40,10 @@ def as_of_from(text: str) -> AsOf:
         HistoryError: If it is neither ``event`` nor ``served`` nor a length of time.
 
     """
-    if text == "event" or text == "served":  # noqa: PLR1714 - mypy narrows to the literals
-        return AsOf(text, text=text)
+    if text == "event":
+        return AsOf("event")
+    if text == "served":
+        return AsOf("served", text=text)
     lag_ms = duration_ms(text)
     if lag_ms is None:
         rule = "be 'event', 'served' or a lag"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from headrace.features.plan import PipelinePlan, StagePlan
+    from headrace.features.plan import PipelinePlan
     from headrace.lake.stored import OffsetRange
     from headrace.lake.tables import Lake
 
@@ -133,6 +133,7 @@ class Snapshots:
             column = part.batch.column(part.batch.schema.names.index(key))
             codes.append(pc.index_in(column, value_set=known).to_numpy())
             stamps.append(_time_ms(part.batch))
+            assert part.arrival_time_ms is not None, "rows in the lake have an arrival"
             arrivals.append(np.stack([part.arrival_time_ms, part.position]))
         if not codes:
             return served

@@ -18,7 +18,6 @@ from headrace.features.columns import event_columns
 from headrace.features.errors import did_you_mean
 from headrace.lake.answers import Asks
 from headrace.lake.errors import HistoryError
-from headrace.lake.events import Span
 from headrace.runtime.errors import explain
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
     from headrace.features.columns import EventColumns
     from headrace.features.plan import PipelinePlan, SourcePlan
-    from headrace.lake.events import EventReader
+    from headrace.lake.events import EventReader, Span
 
     Integers = NDArray[np.int64]
 
