@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         where,
     )
     from headrace.features.project import load_project as load
+    from headrace.lake.audit import audit
     from headrace.lake.history import history
 
 _DEFINITIONS = "headrace.features.definitions"
@@ -52,6 +53,7 @@ _PLACES = {
     "Pipeline": (_DEFINITIONS, "Pipeline"),
     "Source": (_DEFINITIONS, "Source"),
     "abs": (_FORMULAS, "absolute"),
+    "audit": ("headrace.lake.audit", "audit"),
     "col": (_FORMULAS, "col"),
     "count": (_DEFINITIONS, "count"),
     "feature": (_FORMULAS, "feature"),
@@ -80,6 +82,7 @@ __all__ = [
     "Pipeline",
     "Source",
     "abs",
+    "audit",
     "col",
     "count",
     "feature",
