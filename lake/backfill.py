@@ -19,15 +19,15 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.features.columns import check_rows, event_columns, take
-from headrace.features.compiler import compile_pipeline
 from headrace.features.errors import did_you_mean
 from headrace.features.feast_repo.objects import pipeline_of, repo_objects, serving
 from headrace.features.feast_repo.repository import repository_of
 from headrace.features.feast_repo.tables import ensure_table
 from headrace.lake.errors import LakeError
-from headrace.lake.events import open_events
 from headrace.lake.history import history
 from headrace.lake.offline import DAY_MS, TableWriter, table_rows
+from headrace.lake.question import open_readers
+from headrace.lake.request import plans_for
 from headrace.runtime.errors import explain
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from headrace.features.columns import EventColumns
     from headrace.features.definitions import Pipeline
     from headrace.features.feast_repo.objects import RepoView
-    from headrace.features.plan import PipelinePlan, SourcePlan
+    from headrace.features.plan import SourcePlan
     from headrace.features.project import Project
     from headrace.lake.events import EventReader
 
@@ -172,15 +172,11 @@ class _Job:
         self._project = project
         self._pipeline = pipeline
         self._views = views
-        self._plan = compile_pipeline(
-            pipeline,
-            project.schemas,
-            project=project.name,
-            max_ahead_ms=project.max_ahead_ms,
-        )
-        self._reader = _reader(project, self._plan)
+        request = plans_for(pipeline, project, None)
+        (self._plan,) = request.plans
+        reader = open_readers(self._plan, request)[self._plan.source]
         self._period = (start_ms, end_ms)
-        self._hours = _rows_by_hour(self._source, self._reader, start_ms, end_ms)
+        self._hours = _rows_by_hour(self._source, reader, start_ms, end_ms)
         self._rows_at_once = rows_at_once
         self._writers: list[TableWriter] = []
         self.left_out = 0
@@ -198,11 +194,10 @@ class _Job:
         """Write the tables' days beside those that are there; yield the events done, by parts."""
         self._writers = [TableWriter(view, ensure_table(offline, view)) for view in self._views]
         for start_ms, end_ms in _parts(self._hours, self._rows_at_once):
-            events = self._events(start_ms, end_ms)
-            features = self._history(events)
+            events, features = self._answers(start_ms, end_ms)
             for writer in self._writers:
                 writer.write(table_rows(writer.view, events, features))
-            yield sum(self._hours[hour] for hour in range(start_ms, end_ms, _HOUR_MS))
+            yield self._rows_in(start_ms, end_ms)
 
     def commit(self) -> list[BackfilledView]:
         """Put the written days in the place of the period's old ones."""
@@ -213,41 +208,27 @@ class _Job:
             for folder in (writer.folder,)
         ]
 
-    def _events(self, start_ms: int, end_ms: int) -> EventColumns:
-        """Return the good events of some hours by time, those of equal time by arrival."""
-        source = self._source
-        found = []
-        for batch in self._reader.batches([column.name for column in source.columns]):
-            events = event_columns(batch, source)
-            times = events.event_time_ms
-            inside = (times >= start_ms) & (times < end_ms)
-            if inside.any():
-                rows = np.flatnonzero(inside & (check_rows(events, None) == 0))
-                self.left_out += int(inside.sum()) - len(rows)
-                found.append(take(events, rows))
-        return _by_time(found)
+    def _rows_in(self, start_ms: int, end_ms: int) -> int:
+        return sum(self._hours[hour] for hour in range(start_ms, end_ms, _HOUR_MS))
 
-    def _history(self, events: EventColumns) -> pa.Table:
-        """Return the features at the events: named by their ids, where all have one."""
-        source = self._source
-        ids = events.columns[source.event_id] if source.event_id else None
-        if ids is not None and not ids.null_count:
-            spine = pa.table({source.event_id: ids})
-            return history(spine, self._pipeline, project=self._project)
-        # A bare time takes all events of that time: of equal ones, every row is then the last.
-        keys = {item.key for stage in self._plan.stages for item in stage.inputs if item.scored}
-        columns = {name: events.columns[name] for name in sorted(keys - {source.event_time})}
-        columns[source.event_time] = pa.array(events.event_time_ms, pa.timestamp("ms", "UTC"))
-        return history(pa.table(columns), self._pipeline, project=self._project, event_id=False)
-
-
-def _reader(project: Project, plan: PipelinePlan) -> EventReader:
-    sources = project.settings.history
-    if plan.source not in sources:
-        hint = "name its files in headrace.yaml under history:"
-        got = sorted(sources)
-        raise LakeError(explain("backfill", f"hold source {plan.source}", got, plan.name, hint))
-    return open_events(plan.source, sources[plan.source])
+    def _answers(self, start_ms: int, end_ms: int) -> tuple[EventColumns, pa.Table]:
+        """Return the good events of some hours by time and their features, row by row."""
+        # From files rows come in order of arrival, which is what breaks ties; from the lake by
+        # time and place in Kafka already.
+        table = history(
+            None,
+            self._pipeline,
+            project=self._project,
+            start=start_ms,
+            end=end_ms,
+        ).combine_chunks()
+        events = event_columns(table, self._source)
+        good = np.flatnonzero(check_rows(events, None) == 0)
+        self.left_out += self._rows_in(start_ms, end_ms) - len(good)
+        rows = good[np.argsort(events.event_time_ms[good], kind="stable")]
+        if np.array_equal(rows, np.arange(table.num_rows)):
+            return events, table
+        return take(events, rows), table.take(pa.array(rows))
 
 
 def _rows_by_hour(
@@ -263,8 +244,8 @@ def _rows_by_hour(
         checked_expressions=(),
     )
     hours: Counter[int] = Counter()
-    for batch in reader.batches([source.event_time]):
-        events = event_columns(batch, only)
+    for part in reader.parts([source.event_time]):
+        events = event_columns(part.batch, only)
         times = events.event_time_ms
         good = check_rows(events, None) == 0
         if start_ms is not None:
@@ -287,21 +268,3 @@ def _parts(hours: Counter[int], rows_at_once: int) -> Iterator[tuple[int, int]]:
         end, rows = hour + _HOUR_MS, rows + hours[hour]
     if start is not None:
         yield start, end
-
-
-def _by_time(found: Sequence[EventColumns]) -> EventColumns:
-    first = found[0]
-    joined = dataclasses.replace(
-        first,
-        length=sum(events.length for events in found),
-        event_time_ms=np.concatenate([events.event_time_ms for events in found]),
-        known_at_ms=np.concatenate([events.known_at_ms for events in found]),
-        columns={
-            name: pa.concat_arrays([events.columns[name] for events in found])
-            for name in first.columns
-        },
-    )
-    times = joined.event_time_ms
-    if (times[1:] >= times[:-1]).all():
-        return joined
-    return take(joined, np.argsort(times, kind="stable"))
