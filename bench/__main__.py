@@ -13,6 +13,7 @@ BENCHES = {
     "card": ("bench.card.run", "the card job: ours, the bare client loop, Kafka Streams"),
     "latency": ("bench.card.latency", "from produce to readable prediction at 1,000 events/s"),
     "fraud": ("bench.fraud", "two entities, one process"),
+    "read": ("bench.read", "the online store: written, and read beside the Feast SDK"),
     "history": ("bench.history", "training data from history, through the same kernel"),
 }
 
