@@ -1,7 +1,7 @@
 """Feast on the generated repository: its SDK, ``feast serve`` and ``feast ui``, on a real Redis.
 
-Values are written in Feast's layout with Feast's own encoders, so that what is tested is that the
-generated objects name the same projects, keys, types and fields.
+Values are written by our own store, from the same definitions: what is tested is that both name
+the same projects, keys, types and fields.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ from typing import TYPE_CHECKING
 
 import feast
 import httpx
+import numpy as np
+import pyarrow as pa
 import pytest
 import redis
-from feast.infra.online_stores.helpers import _mmh3, _redis_key
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
-from google.protobuf.timestamp_pb2 import Timestamp
 
 import headrace as hr
 from headrace.cli.applied import apply_feast
+from headrace.features.compiler import compile_project
 from headrace.features.feast_repo.errors import FeastError
 from headrace.features.feast_repo.objects import repo_objects
 from headrace.features.feast_repo.repository import repository_of
+from headrace.features.store.layout import typed_keys
+from headrace.features.store.port import EntityRows
+from headrace.features.store.redis_store import RedisOnlineStore
+from headrace.features.store.views import online_entities
 from headrace.runtime.dev.processes import free_ports
 
 if TYPE_CHECKING:
     from headrace.features.project import Project
 
-EVENT_S = 1_700_000_000
+EVENT_MS = 1_700_000_000_000
 READY_S = 120.0
 NO_REDIS = "redis://127.0.0.1:1"
 DEFINITIONS = """
@@ -60,14 +63,8 @@ scores = hr.Pipeline("scores", source=visits, views=views)
 raw = hr.Pipeline("raw", source=visits, views=[tag])
 """
 FIELDS = {"person": "string", "floor": "int", "badge": "long", "tag": "bytes", "spent": "double"}
-KEYS = {
-    "person": Value(string_val="ann"),
-    "floor": Value(int64_val=-3),
-    "badge": Value(int64_val=2**40),
-    "tag": Value(bytes_val=b"\x00\xff"),
-}
 ENTITIES = {"person": "ann", "floor": -3, "badge": 2**40, "tag": b"\x00\xff"}
-VALUES = {"count_1d": Value(int64_val=7), "spent_mean_7d": Value(double_val=2.5)}
+VALUES = [[7.0, 2.5]]
 
 
 def define(folder, text=DEFINITIONS):
@@ -136,17 +133,15 @@ def project(past):
 
 @pytest.fixture(scope="module")
 def online(project, stack):
-    """Write one entity of every key type to Redis; return the client."""
-    client = redis.Redis.from_url(stack.redis_url)
-    seen = Timestamp(seconds=EVENT_S).SerializeToString()
-    for name, key in KEYS.items():
-        entity = EntityKey(join_keys=[name], entity_values=[key])
-        fields = {
-            _mmh3(f"{name}:{feature}"): v.SerializeToString() for feature, v in VALUES.items()
-        }
-        client.hset(_redis_key(project.name, entity, 3), mapping={**fields, f"_ts:{name}": seen})
-    yield client
-    client.close()
+    """Write one entity of every key type to Redis."""
+    store = RedisOnlineStore(stack.redis_url)
+    at = np.array([EVENT_MS])
+    for entities in online_entities(compile_project(project)).values():
+        for entity in entities.values():
+            keys = typed_keys(entity.key_kind, pa.array([ENTITIES[entity.join_key]]))
+            rows = EntityRows(keys, np.array(VALUES), at, at, np.array([1]))
+            assert store.write(entity, 0, 1, rows, EVENT_MS) == 1
+    store.close()
 
 
 @pytest.fixture(scope="module")

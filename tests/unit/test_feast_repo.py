@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import headrace as hr
+from headrace.features.compiler import compile_project
 from headrace.features.errors import DefinitionError
 from headrace.features.feast_repo.errors import FeastError
-from headrace.features.feast_repo.objects import VALUE_TYPES, RepoService, repo_objects
+from headrace.features.feast_repo.objects import FIELD_TYPES, VALUE_TYPES, RepoService, repo_objects
 from headrace.features.feast_repo.repository import FeastRepository
 from headrace.features.feast_repo.tables import ensure_table, table_folder
 from headrace.features.feast_repo.text import (
@@ -20,6 +21,7 @@ from headrace.features.feast_repo.text import (
     store_text,
 )
 from headrace.features.resolution import KEY_TYPES
+from headrace.features.store.views import online_entities
 
 DAY_MS = 86_400_000
 TIME = {"type": "long", "logicalType": "timestamp-millis"}
@@ -141,6 +143,34 @@ def test_a_view_that_reads_features_of_another_is_compiled_with_it():
     assert [f.name for f in found.views[1].fields] == ["busy_1d"]
     slower = view(source=source, features=[hr.count(over="1d")], delay="1d")
     assert objects(slower, place).views[1].fingerprint != found.views[1].fingerprint
+
+
+def test_feast_reads_what_the_worker_writes(repository):
+    project = hr.load(repository / "examples" / "fraud")
+    online = online_entities(compile_project(project))
+    written = {
+        view.name: (
+            entity.entity,
+            entity.join_key,
+            entity.key_kind,
+            [(feature.feature, FIELD_TYPES[feature.dtype]) for feature in view.features],
+            view.reach_ms,
+        )
+        for stages in online.values()
+        for entity in stages.values()
+        for view in entity.views
+    }
+
+    assert written == {
+        view.name: (
+            view.entity.name,
+            view.entity.join_key,
+            view.entity.key_kind,
+            [(field.name, field.dtype) for field in view.fields],
+            view.ttl_ms,
+        )
+        for view in repo_objects(project).views
+    }
 
 
 def test_a_key_called_like_a_column_of_feast_is_refused():
