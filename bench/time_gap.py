@@ -131,7 +131,8 @@ def _bits(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
     """Return the values' bits; null is a pattern that no value here has."""
     floats = column.combine_chunks().cast(pa.float64(), safe=False)
     values = floats.fill_null(float("nan")).to_numpy(zero_copy_only=False)
-    return values.view(np.uint64)
+    bits: np.ndarray[Any, Any] = values.view(np.uint64)
+    return bits
 
 
 def markdown(found: dict[str, int], asked: int) -> str:

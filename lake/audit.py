@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from headrace.features.columns import check_rows, event_columns, take
 from headrace.features.expressions import features_of
-from headrace.features.kernels.keys import canonical_keys
+from headrace.features.kernels.canonical import canonical_keys
 from headrace.lake.errors import HistoryError
 from headrace.lake.events import Span
 from headrace.lake.history import ROWS_IN_MEMORY, period_span

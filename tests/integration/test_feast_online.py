@@ -38,6 +38,8 @@ from headrace.runtime.dev.processes import free_ports
 if TYPE_CHECKING:
     from headrace.features.project import Project
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 EVENT_MS = 1_700_000_000_000
 READY_S = 120.0
 NO_REDIS = "redis://127.0.0.1:1"
