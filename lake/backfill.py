@@ -1,7 +1,8 @@
 """Feast's offline tables: every served view's values at each event of the source that is scored.
 
 The values are ``history``'s. A period is replaced as a whole, so that a second run changes nothing;
-events are worked on some hours at a time, so that memory does not grow with the period.
+events are worked on some hours at a time, so that from the lake memory does not grow with the
+period (files are read whole by ``history``).
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ def apply(
     from headrace.cli.plan_tree import change_lines
 
     with Console(stderr=True).status("applying") as status:
+        # What cannot be in Feast is told before anything is made.
+        apply_feast(project, dry_run=True)
         outcome = apply_project(project, dry_run=dry_run)
         status.update("applying to Feast")
         feast = apply_feast(project, dry_run=dry_run)
