@@ -16,7 +16,6 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import feast
 import httpx
 import numpy as np
 import pyarrow as pa
@@ -151,6 +150,14 @@ def repository(project):
     return repository_of(project.settings)
 
 
+@pytest.fixture(scope="module")
+def store(repository):
+    """Return Feast's SDK on the repository."""
+    from feast import FeatureStore  # 5 s: not where tests are collected
+
+    return FeatureStore(repo_path=str(repository.folder))
+
+
 def read(store, service, **entities):
     found = store.get_online_features(
         features=store.get_feature_service(service),
@@ -161,8 +168,7 @@ def read(store, service, **entities):
 
 
 @pytest.mark.usefixtures("online")
-def test_the_sdk_reads_every_type_of_key(repository):
-    store = feast.FeatureStore(repo_path=str(repository.folder))
+def test_the_sdk_reads_every_type_of_key(store):
     three = {name: ENTITIES[name] for name in ("person", "floor", "badge")}
 
     assert read(store, "scores", **three) == {
@@ -179,9 +185,7 @@ def test_the_sdk_reads_every_type_of_key(repository):
     assert [value for name, value in nobody.items() if "__" in name] == [None] * 6
 
 
-def test_the_registry_says_what_the_definitions_say(repository):
-    store = feast.FeatureStore(repo_path=str(repository.folder))
-
+def test_the_registry_says_what_the_definitions_say(store):
     person = store.get_feature_view("person")
     assert person.ttl.days == 7
     assert {field.name: str(field.dtype) for field in person.features} == {
