@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from headrace.features.project import load_project as load
     from headrace.features.store.reader import online, online_reader
+    from headrace.lake.audit import audit
     from headrace.lake.history import history
     from headrace.lake.query import sql
 
@@ -54,6 +55,7 @@ _PLACES = {
     "Pipeline": (_DEFINITIONS, "Pipeline"),
     "Source": (_DEFINITIONS, "Source"),
     "abs": (_FORMULAS, "absolute"),
+    "audit": ("headrace.lake.audit", "audit"),
     "col": (_FORMULAS, "col"),
     "count": (_DEFINITIONS, "count"),
     "feature": (_FORMULAS, "feature"),
@@ -85,6 +87,7 @@ __all__ = [
     "Pipeline",
     "Source",
     "abs",
+    "audit",
     "col",
     "count",
     "feature",

@@ -7,8 +7,8 @@ that a stage's log is merged by canonical order.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+import dataclasses
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,18 +25,21 @@ from headrace.features.columns import (
 from headrace.features.expressions import features_of
 from headrace.features.state import EntityState
 from headrace.features.vector import stage_ages, stage_features
+from headrace.lake.answers import NOT_ASKED, Answers
 from headrace.lake.errors import HistoryError
-from headrace.lake.stage_log import NOT_ASKED, LogRows, StageLog
+from headrace.lake.events import Span
+from headrace.lake.stage_log import LogRows, StageLog
 from headrace.runtime.errors import explain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from headrace.features.plan import InputPlan, PipelinePlan, SourcePlan, StagePlan
-    from headrace.lake.events import EventReader
+    from headrace.lake.answers import Asks
+    from headrace.lake.events import EventReader, Part
 
     Floats = NDArray[np.float64]
     Integers = NDArray[np.int64]
@@ -53,45 +56,53 @@ class Chunk:
     order: Integers
 
 
-@dataclass(slots=True)
-class Asks:
-    """What is asked, in any order: events by their position, or bare keys and times.
-
-    ``position``: sorted rows of the scored source, each with what came up to and with it. None:
-    ``bare`` holds the keys' columns, and each ask takes all events up to its time.
-    """
-
-    event_time_ms: Integers
-    position: Integers | None
-    bare: EventColumns | None
-
-    def __len__(self) -> int:
-        return len(self.event_time_ms)
-
-
-@dataclass(slots=True)
-class Replayed:
-    """What the asks got.
-
-    ``features`` and ``ages`` by name, one number per ask, NaN for null. ``events`` holds the asked
-    events' columns; ``answered`` is False for asked events that are bad input. ``rejected`` counts
-    by (source, reason).
-    """
-
-    features: dict[str, Floats]
-    ages: dict[str, Floats]
-    events: EventColumns | None
-    answered: NDArray[np.bool_]
-    rejected: Counter[tuple[str, str]] = field(default_factory=Counter)
-    incomplete: int = 0
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """When rows go to files: more than ``rows`` in a stage's log are cut into key buckets."""
 
     rows: int
     folder: Path | None
+
+    @property
+    def slice_rows(self) -> int:
+        """How many answers are in memory at a time."""
+        return max(1, self.rows // 4)
+
+
+def reach_ms(stage: StagePlan, source: str) -> int:
+    """Return how far back any window of the stage looks at events of the source."""
+    return max(
+        (
+            window.length_ms + window.delay_ms + stage.rings[window.ring].grain_ms
+            for window in stage.windows
+            if stage.rings[window.ring].source == source
+        ),
+        default=0,
+    )
+
+
+def useful_span(plan: PipelinePlan, asks: Asks, source: str) -> Span:
+    """Return the event times of a source that an ask's answer can depend on."""
+    if not len(asks):
+        return Span(0, -1)
+    if any(features_of(value.expression) for stage in plan.stages for value in stage.values):
+        # A stage may read an earlier one's features of the events in its own windows.
+        names = [one.name for one in plan.sources]
+        back = sum(max(reach_ms(stage, name) for name in names) for stage in plan.stages)
+    else:
+        back = max(reach_ms(stage, source) for stage in plan.stages)
+    return Span(int(asks.event_time_ms.min()) - back, int(asks.event_time_ms.max()))
+
+
+def lagged(plan: PipelinePlan) -> PipelinePlan:
+    """Return the plan with a known-at in every ring: there a row's arrival can be written."""
+    stages = tuple(
+        dataclasses.replace(
+            stage, rings=tuple(dataclasses.replace(ring, known_at=True) for ring in stage.rings)
+        )
+        for stage in plan.stages
+    )
+    return dataclasses.replace(plan, stages=stages)
 
 
 class Replay:
@@ -104,20 +115,39 @@ class Replay:
         asks: Asks,
         order_by: Mapping[str, str],
         limits: Limits,
+        *,
+        lag_ms: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._plan = plan
+        """Prepare a run.
+
+        Args:
+            plan: The pipeline.
+            readers: The events of each of its sources.
+            asks: What is asked.
+            order_by: The columns that order events of equal time, by source.
+            limits: When rows go to files.
+            lag_ms: A row counts once it had arrived this long before; None: whenever it came.
+            progress: Told how many rows of how many are done.
+
+        """
+        self._plan = plan if lag_ms is None else lagged(plan)
         self._readers = readers
         self._asks = asks
         self._order_by = order_by
         self._limits = limits
+        self._lag_ms = lag_ms
+        self._tell = progress
+        self._done = 0
         self._small = sum(reader.row_count for reader in readers.values()) <= limits.rows
         self._cache: dict[str, list[Chunk]] = {}
         self._counted: set[str] = set()
         # Of every event of the scored source, where a later stage's values read features.
         self._event_features: dict[str, Floats] = {}
-        self._result = Replayed({}, {}, None, np.ones(len(asks), bool))
+        self._event_index = np.zeros(0, np.int64)
+        self._answers = Answers(asks, limits.slice_rows, None if self._small else limits.folder)
 
-    def run(self) -> Replayed:
+    def run(self) -> Answers:
         """Return the answers."""
         for index, stage in enumerate(self._plan.stages):
             read_later = {
@@ -127,46 +157,58 @@ class Replay:
                 for name in features_of(value.expression)
             }
             self._run_stage(stage, read_later)
-        if self._asks.position is not None:
-            self._collect_events()
-        else:
-            self._result.events = self._asks.bare
-        return self._result
+        self.collect_events()
+        return self._answers
+
+    def collect_events(self) -> Answers:
+        """Keep the asked events' columns, and only them."""
+        if self._asks.position is None:
+            return self._answers
+        answered = self._answers.answered
+        answered[:] = False
+        for chunk in self._chunks(self._plan.source_plan(self._plan.source)):
+            ask = self._asks.find(chunk.position)
+            rows = np.flatnonzero(ask != NOT_ASKED)
+            answered[ask[rows]] = True
+            whole = len(rows) == chunk.events.length
+            self._answers.add_events(ask[rows], chunk.events if whole else take(chunk.events, rows))
+        return self._answers
+
+    def _progress(self, rows: int) -> None:
+        if self._tell is not None:
+            reads = [self._readers[given.source] for s in self._plan.stages for given in s.inputs]
+            self._done += rows
+            self._tell(self._done, 2 * sum(reader.row_count for reader in reads))
 
     # --- One stage ----------------------------------------------------------------------------
 
     def _run_stage(self, stage: StagePlan, read_later: set[str]) -> None:
-        log = StageLog(self._bucket_count(stage), self._limits.folder, bool(self._order_by))
+        ordered = all(self._readers[given.source].ordered for given in stage.inputs)
+        has_order = bool(self._order_by) or not ordered
+        log = StageLog(self._bucket_count(stage), self._limits.folder, has_order)
         for rank, given in enumerate(stage.inputs):
-            reach_ms = self._reach(stage, given.source)
+            reach = reach_ms(stage, given.source)
             for chunk in self._chunks(self._plan.source_plan(given.source)):
                 rows = self._log_rows(stage, rank, given, chunk)
-                self._add_useful(log, rows, reach_ms, whole=bool(read_later) and given.scored)
+                self._add_useful(log, rows, reach, whole=bool(read_later) and given.scored)
+                self._progress(chunk.events.length)
         if self._asks.bare is not None:
             log.add(self._bare_rows(stage, self._asks.bare))
-        aggregates = np.full((len(self._asks), len(stage.aggregates)), np.nan)
         events_aggregates = None
         if read_later:
-            shape = (self._readers[self._plan.source].row_count, len(stage.aggregates))
-            events_aggregates = np.full(shape, np.nan)
+            self._index_events()
+            events_aggregates = np.full((len(self._event_index), len(stage.aggregates)), np.nan)
+        names = [*(f.name for f in stage.features), *(f"{a.view}__age_ms" for a in stage.ages)]
+        self._answers.declare(stage.entity, names)
         scored = next(rank for rank, given in enumerate(stage.inputs) if given.scored)
         for rows in log.parts():
-            self._apply(stage, rows, aggregates, events_aggregates, scored)
-        self._result.features |= stage_features(stage, aggregates)
-        self._result.ages |= {
-            view: age.copy() for view, age in stage_ages(stage, aggregates).items()
-        }
+            self._apply(stage, rows, events_aggregates, scored)
         if events_aggregates is not None:
             features = stage_features(stage, events_aggregates)
             self._event_features |= {n: v for n, v in features.items() if n in read_later}
 
     def _apply(
-        self,
-        stage: StagePlan,
-        rows: LogRows,
-        aggregates: Floats,
-        events_aggregates: Floats | None,
-        scored_input: int,
+        self, stage: StagePlan, rows: LogRows, events_aggregates: Floats | None, scored_input: int
     ) -> None:
         """Run one bucket's rows through a state of its own."""
         state = EntityState(stage)
@@ -186,11 +228,22 @@ class Replay:
                 rows.insert[part],
             )
             asked = np.flatnonzero(ask != NOT_ASKED)
-            aggregates[ask[asked]] = applied.aggregates[asked]
-            self._result.incomplete += int(applied.incomplete[asked].sum())
+            if len(asked):
+                names, numbers = _numbers(stage, applied.aggregates[asked])
+                self._answers.add_numbers(stage.entity, names, ask[asked], numbers)
+            self._answers.incomplete += int(applied.incomplete[asked].sum())
             if events_aggregates is not None:
                 events = np.flatnonzero(scored & rows.insert[part])
-                events_aggregates[rows.position[part][events]] = applied.aggregates[events]
+                places = np.searchsorted(self._event_index, rows.position[part][events])
+                events_aggregates[places] = applied.aggregates[events]
+            self._progress(len(ask))
+
+    def _index_events(self) -> None:
+        """Find the positions of all events of the scored source, sorted."""
+        if not len(self._event_index):
+            parts = self._readers[self._plan.source].parts([])
+            found = [part.position for part in parts]
+            self._event_index = np.sort(np.concatenate(found)) if found else self._event_index
 
     def _bucket_count(self, stage: StagePlan) -> int:
         if self._small or self._limits.folder is None:
@@ -200,25 +253,13 @@ class Replay:
             rows += len(self._asks)
         return max(1, -(-rows // self._limits.rows))
 
-    @staticmethod
-    def _reach(stage: StagePlan, source: str) -> int:
-        """Return how far back any window looks at events of the source, ms."""
-        return max(
-            (
-                window.length_ms + window.delay_ms + stage.rings[window.ring].grain_ms
-                for window in stage.windows
-                if stage.rings[window.ring].source == source
-            ),
-            default=0,
-        )
-
-    def _add_useful(self, log: StageLog, rows: LogRows, reach_ms: int, *, whole: bool) -> None:
+    def _add_useful(self, log: StageLog, rows: LogRows, reach: int, *, whole: bool) -> None:
         """Add the rows that a window of an ask can see; all rows where a later stage needs them."""
         times = rows.event_time_ms
         if whole or not len(times) or not len(self._asks):
             log.add(rows)
             return
-        first, last = self._asks.event_time_ms.min() - reach_ms, self._asks.event_time_ms.max()
+        first, last = self._asks.event_time_ms.min() - reach, self._asks.event_time_ms.max()
         useful = (times >= first) & (times <= last)
         if useful.all():
             log.add(rows)
@@ -231,14 +272,11 @@ class Replay:
         events = chunk.events
         features = None
         if given.scored and self._event_features:
-            features = {n: v[chunk.position] for n, v in self._event_features.items()}
+            places = np.searchsorted(self._event_index, chunk.position)
+            features = {n: v[places] for n, v in self._event_features.items()}
         ask = np.full(events.length, NOT_ASKED, dtype=np.int64)
-        asked = self._asks.position
-        if given.scored and asked is not None and events.length:
-            places = np.searchsorted(asked, chunk.position)
-            places[places == len(asked)] = 0
-            hits = asked[places] == chunk.position if len(asked) else np.zeros(len(places), bool)
-            ask[hits] = places[hits]
+        if given.scored and self._asks.position is not None:
+            ask = self._asks.find(chunk.position)
         return LogRows(
             keys=events.columns[given.key],
             input=np.full(events.length, rank, dtype=np.int8),
@@ -269,22 +307,16 @@ class Replay:
     # --- Events -------------------------------------------------------------------------------
 
     def _chunks(self, source: SourcePlan) -> Iterator[Chunk]:
-        """Yield the source's good events in order of arrival; kept if all sources are small."""
+        """Yield the source's good events; kept if all sources are small."""
         if source.name in self._cache:
             yield from self._cache[source.name]
             return
         chunks = []
-        position = 0
-        reader = self._readers[source.name]
         columns = [column.name for column in source.columns]
         order_by = self._order_by.get(source.name)
         wanted = columns if order_by is None or order_by in columns else [*columns, order_by]
-        # An empty source still has columns, which only reading it whole gives.
-        whole = self._small or reader.row_count == 0
-        parts = [reader.read(wanted)] if whole else reader.batches(wanted)
-        for part in parts:
-            chunk = self._chunk(part, source, position, order_by)
-            position += part.num_rows
+        for part in self._readers[source.name].parts(wanted, whole=self._small):
+            chunk = self._chunk(part, source, order_by)
             if self._small:
                 chunks.append(chunk)
             yield chunk
@@ -292,36 +324,32 @@ class Replay:
         if self._small:
             self._cache[source.name] = chunks
 
-    def _chunk(
-        self, part: pa.Table | pa.RecordBatch, source: SourcePlan, start: int, order_by: str | None
-    ) -> Chunk:
-        events = event_columns(part, source)
-        position = np.arange(start, start + part.num_rows, dtype=np.int64)
-        order = position if order_by is None else _order_column(part, order_by, source.name)
-        reasons = check_rows(events, None)
+    def _chunk(self, part: Part, source: SourcePlan, order_by: str | None) -> Chunk:
+        events, position = event_columns(part.batch, source), part.position
+        order = position if order_by is None else _order_column(part.batch, order_by, source.name)
+        reasons = check_rows(events, part.arrival_time_ms)
+        if self._lag_ms is not None:
+            assert part.arrival_time_ms is not None, "who asks for a lag has looked for arrivals"
+            arrived = part.arrival_time_ms - self._lag_ms
+            events.known_at_ms = np.maximum(events.known_at_ms, arrived)
         if reasons.any():
             if source.name not in self._counted:
                 for reason, rows in enumerate(np.bincount(reasons)):
                     if reason and rows:
-                        self._result.rejected[source.name, REJECT_REASONS[reason]] += int(rows)
+                        self._answers.rejected[source.name, REJECT_REASONS[reason]] += int(rows)
             good = np.flatnonzero(reasons == 0)
             events, position, order = take(events, good), position[good], order[good]
         return Chunk(events, position, order)
 
-    def _collect_events(self) -> None:
-        """Keep the asked events' columns, in the order of the asks."""
-        asked = self._asks.position
-        assert asked is not None, "bare asks have no events"
-        found: list[EventColumns] = []
-        self._result.answered[:] = False
-        for chunk in self._chunks(self._plan.source_plan(self._plan.source)):
-            rows = np.flatnonzero(np.isin(chunk.position, asked, assume_unique=True))
-            places = np.searchsorted(asked, chunk.position[rows])
-            self._result.answered[places] = True
-            found.append(
-                chunk.events if len(rows) == chunk.events.length else take(chunk.events, rows)
-            )
-        self._result.events = _joined(found, self._plan.source_plan(self._plan.source))
+
+def _numbers(stage: StagePlan, aggregates: Floats) -> tuple[list[str], Floats]:
+    """Return a stage's features and ages: their names, and a column for each."""
+    columns = stage_features(stage, aggregates)
+    columns |= {f"{view}__age_ms": age for view, age in stage_ages(stage, aggregates).items()}
+    numbers = np.empty((len(aggregates), len(columns)))
+    for place, column in enumerate(columns.values()):
+        numbers[:, place] = column
+    return list(columns), numbers
 
 
 def _order_column(part: pa.Table | pa.RecordBatch, name: str, source: str) -> Integers:
@@ -340,19 +368,3 @@ def _order_column(part: pa.Table | pa.RecordBatch, name: str, source: str) -> In
         raise HistoryError(explain(f"order_by column {name}", rule, order.null_count, where))
     numbers: Integers = order.to_numpy()
     return numbers
-
-
-def _joined(found: list[EventColumns], source: SourcePlan) -> EventColumns:
-    if len(found) == 1:
-        return found[0]
-    columns = {
-        column.name: pa.concat_arrays([events.columns[column.name] for events in found])
-        for column in source.columns
-    }
-    return EventColumns(
-        source=source,
-        length=sum(events.length for events in found),
-        event_time_ms=np.concatenate([events.event_time_ms for events in found]),
-        known_at_ms=np.concatenate([events.known_at_ms for events in found]),
-        columns=columns,
-    )

@@ -1,18 +1,20 @@
-"""From what a data scientist asks for to plans: a pipeline, views, or features by name."""
+"""From what a data scientist asks for to plans and sources: pipelines, views, features by name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from headrace.features.compiler import compile_pipeline
 from headrace.features.definitions import FeatureView, Pipeline
+from headrace.features.durations import duration_hint, duration_ms
 from headrace.features.errors import did_you_mean
 from headrace.features.plan import PipelinePlan
 from headrace.features.project import DEFINITIONS_FILE, Project, load_project
 from headrace.lake.errors import HistoryError
+from headrace.lake.tables import Lake
 from headrace.runtime.errors import explain
 
 if TYPE_CHECKING:
@@ -23,28 +25,66 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class AsOf:
+    """Which rows count as known: ``event``, ``served``, or ``lag`` with its milliseconds."""
+
+    kind: Literal["event", "served", "lag"]
+    lag_ms: int = 0
+    text: str = "event"
+
+
+def as_of_from(text: str) -> AsOf:
+    """Return what ``as_of`` says.
+
+    Raises:
+        HistoryError: If it is neither ``event`` nor ``served`` nor a length of time.
+
+    """
+    if text == "event":
+        return AsOf("event")
+    if text == "served":
+        return AsOf("served", text=text)
+    lag_ms = duration_ms(text)
+    if lag_ms is None:
+        rule = "be 'event', 'served' or a lag"
+        raise HistoryError(explain("as_of", rule, text, "history", duration_hint(text)))
+    return AsOf("lag", lag_ms, text)
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
-    """The plans to run, one for each scored source; ``names`` None: all of their vectors."""
+    """The plans to run, one for each scored source; ``names`` None: all of their vectors.
+
+    ``sources`` None: the events come from ``lake``. ``served_by`` names the pipelines whose
+    snapshots may hold the features, best first.
+    """
 
     plans: tuple[PipelinePlan, ...]
     names: tuple[str, ...] | None
-    sources: Mapping[str, Data]
+    sources: Mapping[str, Data] | None
+    lake: Lake | None
+    served_by: tuple[str, ...]
+    project: Project | None
 
 
 def plans_for(
     features: Features,
     project: Project | Path | str | None,
-    sources: Mapping[str, Data] | None,
+    sources: Mapping[str, Data] | Literal["lake"] | None,
+    as_of: AsOf | None = None,
 ) -> Request:
     """Return what is to be run for ``features``.
 
     Raises:
-        HistoryError: If a name or an object is not what can be asked for.
+        HistoryError: If a name or an object is not what can be asked for, or the lake is asked for
+            where there is no project.
         DefinitionError: If the definitions break a rule.
 
     """
     if isinstance(features, PipelinePlan):
-        return Request((features,), None, sources or {})
+        loaded = _project(project, ())
+        given, lake = _origin(sources, loaded, as_of)
+        return Request((features,), None, given, lake, (features.name,), loaded)
     if isinstance(features, str):
         project = _project(project or Path(), ())
         features = _called(features, project)
@@ -56,22 +96,60 @@ def plans_for(
         raise HistoryError(explain("features", rule, features, "history"))
     made = [features] if isinstance(features, Pipeline | FeatureView) else [*features]
     loaded = _project(project, made)
-    schemas = loaded.schemas if loaded else {}
-    if sources is None:
-        sources = dict(loaded.settings.history) if loaded else {}
+    given, lake = _origin(sources, loaded, as_of)
     if isinstance(features, Pipeline):
-        name = loaded.name if loaded else "project"
-        return Request((compile_pipeline(features, schemas, project=name),), None, sources)
+        plan = _compiled(features, loaded)
+        return Request((plan,), None, given, lake, (features.name,), loaded)
     items = [features] if isinstance(features, FeatureView) else features
     views = _views(items, loaded)
     by_source: dict[str, list[FeatureView]] = {}
     for view in views:
         by_source.setdefault(view.source.name, []).append(view)
     plans = tuple(
-        compile_pipeline(Pipeline("history", group[0].source, group), schemas)
+        _compiled(Pipeline("history", group[0].source, group), loaded)
         for group in by_source.values()
     )
-    return Request(plans, _names(items, plans), sources)
+    served_by = tuple(pipeline.name for pipeline in loaded.pipelines) if loaded else ()
+    return Request(plans, _names(items, plans), given, lake, served_by, loaded)
+
+
+def _compiled(pipeline: Pipeline, loaded: Project | None) -> PipelinePlan:
+    if loaded is None:
+        return compile_pipeline(pipeline)
+    return compile_pipeline(
+        pipeline,
+        loaded.schemas,
+        project=loaded.name,
+        partitions=loaded.settings.topics.partitions,
+        max_ahead_ms=loaded.max_ahead_ms,
+    )
+
+
+def _origin(
+    sources: Mapping[str, Data] | Literal["lake"] | None,
+    loaded: Project | None,
+    as_of: AsOf | None,
+) -> tuple[Mapping[str, Data] | None, Lake | None]:
+    """Return where events come from: files and tables, or None and the lake.
+
+    What is given wins, then the files of ``headrace.yaml``; but files seldom know when a row
+    arrived or what was served, so for these questions the lake comes first.
+    """
+    lake = None if loaded is None else Lake(loaded.settings.lake.folder)
+    if sources == "lake":
+        if lake is None:
+            rule = "come with a project"
+            hint = "give project=, the folder with headrace.yaml"
+            raise HistoryError(explain("sources='lake'", rule, None, "history", hint))
+        return None, lake
+    if sources is not None:
+        assert not isinstance(sources, str), "the caller's type"
+        return sources, lake
+    files = dict(loaded.settings.history) if loaded else {}
+    asks_lake = as_of is not None and as_of.kind != "event" and lake is not None and lake.names()
+    if lake is None or (files and not asks_lake):
+        return files, lake
+    return None, lake
 
 
 def _called(name: str, loaded: Project | None) -> Pipeline | FeatureView | list[FeatureView | str]:

@@ -21,15 +21,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-NOT_ASKED = -1
-
 
 @dataclass(slots=True)
 class LogRows:
     """Rows of one input, or bare asks, columns of one length.
 
     ``order`` breaks ties of event time and input; ``position`` is the row in its source. ``ask`` is
-    the index of what the row answers, ``NOT_ASKED`` for rows that only update state.
+    the index of what the row answers, ``answers.NOT_ASKED`` for rows that only update state.
     """
 
     keys: pa.Array
@@ -125,8 +123,22 @@ class StageLog:
             if (times[1:] >= times[:-1]).all():
                 return rows
             return rows.take(np.argsort(times, kind="stable"))
-        rank = np.where(rows.insert, rows.input, np.iinfo(np.int8).max)
-        return rows.take(np.lexsort((rows.order, rank, times)))
+        return rows.take(_canonical_order(rows))
+
+
+def _canonical_order(rows: LogRows) -> NDArray[np.int64]:
+    """Return the rows' indices by time, rank and order: ties are sorted anew, they are few."""
+    order = np.argsort(rows.event_time_ms, kind="stable")
+    times = rows.event_time_ms[order]
+    same = times[1:] == times[:-1]
+    if same.any():
+        tied = np.zeros(len(order), bool)
+        tied[1:] |= same
+        tied[:-1] |= same
+        among = order[tied]
+        rank = np.where(rows.insert[among], rows.input[among], np.iinfo(np.int8).max)
+        order[tied] = among[np.lexsort((rows.order[among], rank, times[tied]))]
+    return order
 
 
 def _concatenated(parts: list[LogRows]) -> LogRows:

@@ -7,12 +7,23 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# Before Feast: its import turns a client that is loaded later to its mode for many processes.
+import prometheus_client  # noqa: F401
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+#: What Feast's import leaves in the environment: workers that are started later would obey it.
+_FEAST_VARIABLES = ("PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR")
 _REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _environment_without_feast() -> Iterator[None]:
+    yield
+    for name in _FEAST_VARIABLES:
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -247,6 +247,37 @@ def apply_project(folder: Path, *, dry_run: bool = False) -> Outcome:
     return Outcome(first, changes, created, foreign, ids)
 
 
+def feast_changes(project: Project) -> tuple[Change, ...]:
+    """Return how Feast's objects would change; nothing needs to run.
+
+    Raises:
+        FeastError: If a name means something else in Feast.
+
+    """
+    from headrace.features.feast_repo.objects import repo_objects
+    from headrace.features.feast_repo.repository import repository_of
+
+    return repository_of(project.settings).changes(repo_objects(project))
+
+
+def apply_feast(folder: Path, *, dry_run: bool = False) -> tuple[Change, ...]:
+    """Generate the project's Feast repository and let Feast take it; return what changed.
+
+    Raises:
+        FeastError: If Feast refuses it, or cannot be told of the project's Redis.
+
+    """
+    from headrace.features.feast_repo.objects import repo_objects
+    from headrace.features.feast_repo.repository import repository_of
+    from headrace.runtime.dev.stack import endpoints
+
+    project = load_project(folder)
+    if dry_run:
+        return feast_changes(project)
+    redis_url = endpoints(project.settings, project.folder).redis_url
+    return repository_of(project.settings).apply(repo_objects(project), redis_url)
+
+
 def _foreign(
     specs: Sequence[TopicSpec], there: Mapping[str, int], applied: Applied
 ) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""``headrace apply``: make the topics and schemas that the plan needs."""
+"""``headrace apply``: make the topics, schemas and Feast objects that the plan needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def apply(
     project: Folder = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Make the topics and register the schemas that the definitions need; twice is as once.
+    """Make the topics, schemas and Feast objects that the definitions need; twice is as once.
 
     What was applied is kept in the state folder: 'headrace plan' compares with it.
     """
@@ -27,11 +27,15 @@ def apply(
 
     from rich.console import Console
 
-    from headrace.cli.applied import apply_project
+    from headrace.cli.applied import apply_feast, apply_project
     from headrace.cli.plan_tree import change_lines
 
-    with Console(stderr=True).status("applying"):
+    with Console(stderr=True).status("applying") as status:
+        # What cannot be in Feast is told before anything is made.
+        apply_feast(project, dry_run=True)
         outcome = apply_project(project, dry_run=dry_run)
+        status.update("applying to Feast")
+        feast = apply_feast(project, dry_run=dry_run)
     if as_json:
         typer.echo(
             json.dumps(
@@ -41,6 +45,7 @@ def apply(
                     "topics_created": list(outcome.created),
                     "topics_of_others": list(outcome.foreign),
                     "schemas": dict(outcome.schemas),
+                    "feast": [dataclasses.asdict(change) for change in feast],
                 }
             )
         )
@@ -57,7 +62,9 @@ def apply(
     for subject, number in outcome.schemas.items():
         state = "not registered yet" if number is None else f"id {number}"
         console.print(f"schema {subject}: {state}")
-    if not outcome.changes and not outcome.created:
+    for line in change_lines(feast):
+        console.print(line)
+    if not outcome.changes and not outcome.created and not feast:
         console.print("nothing to do: applied as it is")
     elif dry_run:
         console.print("dry run: nothing was changed")

@@ -29,13 +29,17 @@ COMMANDS: dict[str, Entry] = {
     "plan": Entry(
         "headrace.cli.plan:plan", "Show what the definitions compile to, and what changed."
     ),
-    "apply": Entry("headrace.cli.apply:apply", "Make the topics and schemas that the plan needs."),
+    "apply": Entry("headrace.cli.apply:apply", "Make the topics, schemas and Feast objects."),
     "send": Entry("headrace.cli.send:send", "Publish events from files to a source's topic."),
     "worker": Entry("headrace.cli.worker:worker", "Compute features and scores from the stream."),
     "tail": Entry("headrace.cli.tail:tail", "Print what stands in a topic, decoded."),
     "online": Entry(
         "headrace.cli.online:online", "Print the newest values of entities, with age and status."
     ),
+    "history": Entry(
+        "headrace.cli.history:history", "Write features of the past to a file; audit them."
+    ),
+    "backfill": Entry("headrace.cli.backfill:backfill", "Write Feast's offline tables."),
     "train": Entry("headrace.cli.train:train", "Train a model on the pipeline's history."),
     "deploy": Entry("headrace.cli.deploy:deploy", "Put a model live on the running workers."),
     "rebuild-online": Entry(

@@ -33,14 +33,14 @@ def plan(
     import dataclasses
     import json
 
-    from headrace.cli.applied import read_applied, target_changes, target_of
+    from headrace.cli.applied import feast_changes, read_applied, target_changes, target_of
     from headrace.features.compiler import plan_to_json
     from headrace.features.project import load_project
 
     loaded = load_project(project)
     target = target_of(loaded)
     applied = read_applied(loaded.settings)
-    changes = target_changes(applied, target)
+    changes = (*target_changes(applied, target), *feast_changes(loaded))
     if as_json:
         content = {
             **json.loads(plan_to_json(target.plan)),
@@ -74,7 +74,7 @@ def _print(target: Target, changes: Sequence[Change], *, first: bool) -> None:
     elif first:
         console.print(
             f"nothing is applied yet: 'headrace apply' would make {len(target.topics)} topics "
-            f"and register {len(target.schemas)} schemas"
+            f"and register {len(target.schemas)} schemas, and Feast's objects"
         )
     else:
         console.print("'headrace apply' would change:")

@@ -21,6 +21,9 @@ from headrace.cli.applied import (
 from headrace.cli.init import InitError, make_project, project_name
 from headrace.cli.main import app
 from headrace.features.errors import DefinitionError
+from headrace.features.feast_repo.objects import repo_objects
+from headrace.features.feast_repo.repository import repository_of
+from headrace.features.feast_repo.text import REGISTRY_FILE
 from headrace.features.project import load_project
 from headrace.runtime.settings import load_settings
 from headrace.runtime.topics import TopicSpec
@@ -42,6 +45,9 @@ def applied_as_is(folder):
     target = target_of(project)
     counts = {spec.name: spec.partitions for spec in target.topics}
     write_applied(project.settings, Applied(target.plan, counts, (), target.schemas))
+    repository = repository_of(project.settings)
+    repository.remember(repo_objects(project))
+    (repository.folder / REGISTRY_FILE).touch()
 
 
 def replace(file, old, new):
