@@ -52,8 +52,9 @@ def lagged_log(stage, given_tables, asks, lag_ms):
             source = stage.inputs[event.input].source
             arrived = given_tables[source][ARRIVAL_TIME].cast(pa.int64())[row].as_py()
             known = max(event.known_at_ms, arrived - lag_ms)
-            event = dataclasses.replace(event, known_at_ms=known)
-        rows.append((place, is_event, row, event))
+            rows.append((place, is_event, row, dataclasses.replace(event, known_at_ms=known)))
+        else:
+            rows.append((place, is_event, row, event))
     return rows
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,9 +11,11 @@ import pytest
 from deltalake import DeltaTable
 from lake_files import lake_project, send_shuffled, write_lake
 from stream_cases import HOUR_MS, make_payments, one_stage
+from typer.testing import CliRunner
 from visits import DAY_MS, NAMES, START_MS, stay, world, write_world
 
 import headrace as hr
+from headrace.cli.main import app
 from headrace.features.compiler import compile_pipeline
 from headrace.lake import dataset
 from headrace.lake.dataset import (
@@ -172,7 +171,7 @@ def test_rows_that_were_deleted_are_missed(project, tmp_path):
     receipt = write(project, tmp_path / "set.parquet")
     DeltaTable(str(tmp_path / "lake" / "visits")).delete(f"{OFFSET} < 3")
 
-    with pytest.raises(HistoryError, match="the lake must hold the receipt's .* retention or an"):
+    with pytest.raises(HistoryError, match=r"the lake must hold the receipt's .* retention or an"):
         rebuild(project, receipt, tmp_path / "again.parquet")
     assert not (tmp_path / "again.parquet").exists()
 
@@ -212,17 +211,9 @@ stay = hr.Pipeline("stay", source=visits, views=[habits])
 """
 
 
-def headrace(folder, *arguments, code=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "headrace.cli.main", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "COLUMNS": "160", "NO_COLOR": "1"},
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+def headrace(folder, *arguments):
+    """Run a command in this process; return its result, or the error that it ends with."""
+    return CliRunner().invoke(app, ["history", "--project", str(folder), *arguments])
 
 
 def test_the_command_writes_a_set_and_makes_it_again(tmp_path):
@@ -233,24 +224,25 @@ def test_the_command_writes_a_set_and_makes_it_again(tmp_path):
     (tmp_path / "schemas" / "visits.avsc").write_text(json.dumps(schema))
     lake = tmp_path / ".headrace" / "lake"
     write_world(lake, *world())
+    first, again, two = (tmp_path / f"{name}.parquet" for name in ("set", "again", "two"))
 
-    told = json.loads(
-        headrace(
-            tmp_path, "history", "--from", "2023-11-16", "--out", "set.parquet", "--json"
-        ).stdout
-    )
+    written = headrace(tmp_path, "--from", "2023-11-16", "--out", str(first), "--json")
     grow(lake)
     (tmp_path / "definitions.py").write_text(DEFINITIONS.replace('"1h", "1d"', '"2h"'))
-    again = headrace(tmp_path, "history", "--rebuild", "set.receipt.json", "--out", "again.parquet")
-    named = headrace(tmp_path, "history", "--features", "guest__count_2h", "--out", "two.parquet")
-    wrong = headrace(tmp_path, "history", "--rebuild", "no.json", "--out", "x.parquet", code=1)
-    refused = headrace(tmp_path, "history", "--audit", code=1)
+    receipt = str(tmp_path / "set.receipt.json")
+    rebuilt = headrace(tmp_path, "--rebuild", receipt, "--out", str(again))
+    named = headrace(tmp_path, "--features", "guest__count_2h", "--out", str(two))
+    wrong = headrace(tmp_path, "--rebuild", "no.json", "--out", "x.parquet")
+    unserved = headrace(tmp_path, "--audit")
+    nowhere = headrace(tmp_path)
 
-    assert (tmp_path / "set.parquet").read_bytes() == (tmp_path / "again.parquet").read_bytes()
-    assert told["rows"] == pq.read_metadata(tmp_path / "set.parquet").num_rows > 0
-    assert "the same bytes" in again.stdout
-    assert "the project's are now" in again.stderr
+    told = json.loads(written.stdout)
+    assert first.read_bytes() == again.read_bytes()
+    assert told["rows"] == pq.read_metadata(first).num_rows > 0
+    assert "the same bytes" in rebuilt.stdout
+    assert "the project's are now" in rebuilt.stderr
     assert "training set" in named.stdout
-    assert pq.read_table(tmp_path / "two.parquet").schema.names[-1] == "guest__count_2h"
-    assert "be a receipt" in wrong.stderr
-    assert "find snapshots" in refused.stderr
+    assert pq.read_table(two).schema.names[-1] == "guest__count_2h"
+    assert "be a receipt" in str(wrong.exception)
+    assert "find snapshots" in str(unserved.exception)
+    assert nowhere.exit_code == 2

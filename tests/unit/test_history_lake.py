@@ -206,7 +206,7 @@ def test_a_lag_over_replayed_rows_is_refused_unless_told(tmp_path):
     write_world(tmp_path, *world(60), late_ms=20 * DAY_MS)
     project = lake_project(tmp_path)
 
-    with pytest.raises(HistoryError, match="rows that came 20d off.*say replayed=True"):
+    with pytest.raises(HistoryError, match=r"rows that came 20d off.*say replayed=True"):
         hr.history(None, stay, project=project, as_of="1s")
 
     table = hr.history(None, stay, project=project, as_of="1s", replayed=True)

@@ -219,7 +219,7 @@ def test_a_re_keyed_feature_that_no_snapshot_has_is_refused(runs):
     column = dataclasses.replace(driver.plan.vector[2], name="terminal__new", kind="feature")
     plan = dataclasses.replace(driver.plan, stages=stages, vector=(column,))
 
-    with pytest.raises(HistoryError, match="terminal__new.*does not read its source itself"):
+    with pytest.raises(HistoryError, match=r"terminal__new.*does not read its source itself"):
         hr.history(None, plan, project=project, as_of="served")
 
 
