@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from headrace.features.project import load_project as load
     from headrace.lake.audit import audit
     from headrace.lake.history import history
+    from headrace.lake.query import sql
 
 _DEFINITIONS = "headrace.features.definitions"
 _FORMULAS = "headrace.features.formulas"
@@ -69,6 +70,7 @@ _PLACES = {
     "min": (_DEFINITIONS, "min_"),
     "minimum": (_FORMULAS, "minimum"),
     "ratio": (_DEFINITIONS, "ratio"),
+    "sql": ("headrace.lake.query", "sql"),
     "sum": (_DEFINITIONS, "sum_"),
     "weekday": (_FORMULAS, "weekday"),
     "where": (_FORMULAS, "where"),
@@ -98,6 +100,7 @@ __all__ = [
     "min",
     "minimum",
     "ratio",
+    "sql",
     "sum",
     "weekday",
     "where",
