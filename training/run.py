@@ -10,7 +10,7 @@ from headrace.features.compiler import compile_project
 from headrace.features.project import load_project
 from headrace.lake.dataset import SetRequest
 from headrace.lake.events import Span
-from headrace.lake.question import open_readers
+from headrace.lake.opening import open_readers
 from headrace.lake.request import as_of_from, plans_for
 from headrace.lake.spine import event_times
 from headrace.runtime.errors import explain
