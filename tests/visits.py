@@ -50,7 +50,7 @@ trouble = hr.FeatureView(
     source=visits,
     features=[
         hr.ratio(hr.count(source=claims), hr.count(), name="rate", over="2d", default=0.0),
-        hr.sum(hr.feature("guest__count_1d"), over="1d", name="regulars"),
+        hr.sum(hr.feature("guest__count_1d"), over="2d", name="regulars"),
     ],
 )
 stay = hr.Pipeline(
@@ -61,13 +61,13 @@ stay = hr.Pipeline(
     derived={"against_mean": hr.col("spent") / hr.feature("guest__spent_mean_1d")},
     label=hr.Label(claims, "bad", on="visit_id", delay="1d"),
 )
-NAMES = ["spent", "guest__count_1h", "guest__spent_mean_1d", "place__rate_2d", "place__regulars_1d"]
+NAMES = ["spent", "guest__count_1h", "guest__spent_mean_1d", "place__rate_2d", "place__regulars_2d"]
 
 
 def world(count=600, seed=1):
     """Return visits over ten days with many ties, their places in Kafka, and claims."""
     draw = np.random.default_rng(seed)
-    times = START_MS + draw.integers(0, 10 * 24 * 60, count) * 60_000
+    times = START_MS + draw.integers(0, 10 * 24, count) * 3_600_000
     partition = draw.integers(0, 3, count)
     offset = np.zeros(count, np.int64)
     for number in range(3):

@@ -124,7 +124,13 @@ def test_a_bare_row_takes_the_keys_last_snapshot_up_to_its_time(runs):
             "event_time": pa.array([start] * 40),
         }
     )
-    times = pa.array((spine["event_time"].cast(pa.int64()).to_numpy() // 1_000) + hours * HOUR_MS)
+    times = (spine["event_time"].cast(pa.int64()).to_numpy() // 1_000) + hours * HOUR_MS
+    # Half of them at the very time of one of the key's snapshots.
+    for row in range(20):
+        mine = [r for r in rows if r["customer_key"] == spine["customer_id"][row].as_py()]
+        if mine:
+            times[row] = int(mine[len(mine) // 2]["event_time"].timestamp() * 1_000 + 0.5)
+    times = pa.array(times)
     spine = spine.set_column(2, "event_time", times.cast(pa.timestamp("ms", "UTC")))
     features = [f.name for stage in driver.plan.stages for f in stage.features]
     views = dataclasses.replace(
@@ -320,3 +326,41 @@ def test_a_snapshot_that_no_order_explains_is_told_as_unexplained(tmp_path):
         rows["source_partition"][7].as_py(),
         rows["source_offset"][7].as_py(),
     )
+
+
+def test_of_several_snapshots_of_a_row_those_of_todays_definitions_count_then_the_first(tmp_path):
+    plan = one_stage()
+    driver = Driver(plan, partitions=2, batch_rows=50)
+    driver.send("payments", make_payments(40, seed=4))
+    driver.run()
+    write_lake(tmp_path, driver)
+    path = str(tmp_path / snapshots_table(plan.name))
+    rows = Lake(tmp_path).table(snapshots_table(plan.name)).delta.to_pyarrow_table()
+    place = rows.schema.names.index("customer__count_1d")
+    count, zeros = rows.num_rows, pa.array([0] * rows.num_rows, pa.int64())
+
+    def changed(fingerprint, counts, offset):
+        offsets = pa.array(rows["_offset"].to_numpy() + offset)
+        made = rows.set_column(place, "customer__count_1d", counts)
+        made = made.set_column(
+            made.schema.names.index("fingerprint"), "fingerprint", pa.array([fingerprint] * count)
+        )
+        made = made.set_column(made.schema.names.index("_offset"), "_offset", offsets)
+        return made.cast(rows.schema)
+
+    def served(*tables):
+        write_deltalake(path, pa.concat_tables(tables), mode="overwrite")
+        table = hr.history(None, plan, project=lake_project(tmp_path), as_of="served")
+        return table["customer__count_1d"].to_pylist(), table.schema.metadata
+
+    true, _ = served(rows)
+    sevens = pa.array([7] * count, pa.int64())
+    assert true not in ([0] * count, [7] * count)
+    # Others before and after, and a second one of today's after the first.
+    mixed, _ = served(
+        changed(plan.fingerprint, sevens, 1_000), changed("b" * 16, zeros, -10_000), rows
+    )
+    assert mixed == true
+    others, metadata = served(changed("c" * 16, sevens, 50), changed("b" * 16, zeros, 10))
+    assert others == [0] * count
+    assert metadata[b"headrace.other_definitions"] == b'{"bbbbbbbbbbbbbbbb": 40}'
