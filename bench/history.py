@@ -1,5 +1,7 @@
 """``./dev bench history``: 1.75 million events by id, 12 windowed features, from cold Parquet.
 
+With ``--lake``: 20 windowed features from the lake, beside DuckDB and Feast (``history_lake``).
+
 The run is a process of its own, so that its peak memory is that of history alone. Kernels are
 warm (compiled and loaded by a run over few rows), the files are cold: their pages are dropped from
 the cache first.
@@ -32,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".bench"
 # As many as the handbook's.
 EVENT_COUNT = 1_754_155
+LAKE_EVENT_COUNT = 500_000
 CUSTOMER_COUNT, TERMINAL_COUNT, DAY_COUNT, FRAUD_RATE = 4_990, 10_000, 183, 0.0084
 DAY_MS = 86_400_000
 START_MS = 1_522_540_800_000
@@ -42,7 +45,12 @@ SOURCES = ("transactions", "reports")
 def main(arguments: Sequence[str]) -> int:
     """Run the bench and return 0 if time and memory keep to their bounds."""
     parser = argparse.ArgumentParser(prog="bench history", description=__doc__)
-    parser.add_argument("--rows", type=int, default=EVENT_COUNT)
+    parser.add_argument("--rows", type=int, help="default: 1,754,155, with --lake 500,000")
+    parser.add_argument("--lake", action="store_true", help="from the lake, beside others")
+    parser.add_argument(
+        "--against", nargs="*", default=["duckdb", "feast"], help="with --lake: beside whom"
+    )
+    parser.add_argument("--feast-rows", type=int, default=50_000, help="at most so many for Feast")
     parser.add_argument("--work", type=Path, default=WORK)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -50,6 +58,12 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.write(json.dumps(_measure(options.measure)) + "\n")
         return 0
     console = Console()
+    if options.lake:
+        from bench.history_lake import run
+
+        options.rows = options.rows or LAKE_EVENT_COUNT
+        return run(options, console)
+    options.rows = options.rows or EVENT_COUNT
     folder: Path = options.work / f"history-{options.rows}"
     if not (folder / "spine.parquet").is_file():
         _make_events(folder, options.rows)

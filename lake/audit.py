@@ -23,7 +23,8 @@ from headrace.lake.errors import HistoryError
 from headrace.lake.events import Span
 from headrace.lake.history import ROWS_IN_MEMORY, period_span
 from headrace.lake.log_order import log_pieces
-from headrace.lake.question import Question, open_readers, open_served
+from headrace.lake.opening import open_readers, open_served
+from headrace.lake.question import Question
 from headrace.lake.replay import Limits, reach_ms
 from headrace.lake.request import plans_for
 from headrace.lake.spine import spine_of_events

@@ -24,7 +24,8 @@ from headrace.features.plan import PipelinePlan
 from headrace.lake.errors import HistoryError
 from headrace.lake.events import FileEvents, Span, open_events, open_files
 from headrace.lake.history import ROWS_IN_MEMORY, spine_of, take_labels, with_spine
-from headrace.lake.question import Question, open_readers, open_served
+from headrace.lake.opening import open_readers, open_served
+from headrace.lake.question import Question
 from headrace.lake.replay import Limits
 from headrace.lake.request import Request, as_of_from
 from headrace.lake.stored import LakeEvents, OffsetRange

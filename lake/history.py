@@ -18,7 +18,8 @@ from headrace.lake.answers import Asks
 from headrace.lake.errors import HistoryError
 from headrace.lake.events import Span, open_events
 from headrace.lake.labels import read_labels
-from headrace.lake.question import Question, open_readers, open_served, orders_of
+from headrace.lake.opening import open_readers, open_served, orders_of
+from headrace.lake.question import Question
 from headrace.lake.replay import Limits
 from headrace.lake.request import Request, as_of_from, plans_for
 from headrace.lake.spine import Spine, event_times, spine_of_events, spine_of_table

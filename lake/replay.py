@@ -66,7 +66,7 @@ class Limits:
     @property
     def slice_rows(self) -> int:
         """How many answers are in memory at a time."""
-        return max(1, self.rows // 4)
+        return max(1, self.rows // 2)
 
 
 def reach_ms(stage: StagePlan, source: str) -> int:
@@ -145,7 +145,7 @@ class Replay:
         # Of every event of the scored source, where a later stage's values read features.
         self._event_features: dict[str, Floats] = {}
         self._event_index = np.zeros(0, np.int64)
-        self._answers = Answers(asks, limits.slice_rows, None if self._small else limits.folder)
+        self._answers = Answers(asks, limits.slice_rows, limits.folder)
 
     def run(self) -> Answers:
         """Return the answers."""

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from headrace.features.columns import check_rows, event_columns
+from headrace.lake.dataset import RECEIPT_SUFFIX, write_set
 from headrace.lake.events import open_events
+from headrace.lake.labels import LABEL_KNOWN_AT, positive_reports
 from headrace.runtime.errors import explain
 from headrace.training.errors import TrainingError
 from headrace.training.evaluate import NEVER_MS
 from headrace.training.split import Period
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from headrace.features.columns import EventColumns
     from headrace.features.plan import LabelPlan, PipelinePlan, SourcePlan
+    from headrace.lake.dataset import SetRequest
     from headrace.lake.events import Data
+    from headrace.lake.request import Request
 
 CANARY_ROWS = 32
+#: Below the registry's folder; no model, since it has no numbered versions.
+RECEIPTS_FOLDER = "training_sets"
 
 
 class History(Protocol):
@@ -48,7 +58,8 @@ class TrainingSet:
     """Scored events in time order, with vectors and what is known of their truth.
 
     ``positive_known_at_ms`` says when an event was first reported positive, ``NEVER_MS`` if never:
-    the label at a cut-off is whether that lies before it.
+    the label at a cut-off is whether that lies before it. ``receipt`` is JSON that says how to make
+    the set again, where it came from the lake.
 
     Shape: ``vector`` float64 (n, n_features), the others (n,).
     """
@@ -59,6 +70,7 @@ class TrainingSet:
     event_time_ms: np.ndarray
     positive_known_at_ms: np.ndarray
     training_set_id: str
+    receipt: bytes | None = None
 
     def labels(self, cutoff_ms: int = NEVER_MS - 1) -> np.ndarray:
         """Return 1 for each event whose positive report was known at the cut-off, 0 else.
@@ -156,6 +168,69 @@ def build_training_set(
     )
 
 
+def read_training_set(
+    asked: SetRequest, request: Request, progress: Callable[[int, int], None] | None = None
+) -> TrainingSet:
+    """Return a set from the lake: made as ``headrace history`` makes it, with a receipt.
+
+    Args:
+        asked: A pipeline with a label, and a period of it; ``label`` is asked for in any case.
+        request: Where the events are.
+        progress: Told how many rows of how many are done.
+
+    Raises:
+        TrainingError: If the period holds no events.
+        HistoryError: If the lake does not hold what is needed.
+    """
+    plan = asked.plan
+    source = plan.source_plan(plan.source)
+    _label_of(plan)
+    # The file is as good as its receipt: it can be made again, so it is not kept.
+    with tempfile.TemporaryDirectory(prefix="headrace-training-") as folder:
+        out = Path(folder) / "set.parquet"
+        receipt = write_set(dataclasses.replace(asked, label=True), request, out, progress)
+        table = pq.read_table(out)
+    if not table.num_rows:
+        message = explain("period", "hold events", str(asked.span), f"source {source.name}")
+        raise TrainingError(message)
+    vector = np.empty((table.num_rows, len(plan.vector)))
+    for index, column in enumerate(plan.vector):
+        vector[:, index] = table.column(column.name).to_numpy()
+    known = pc.fill_null(table.column(LABEL_KNOWN_AT).cast(pa.int64()), NEVER_MS)
+    time = dataclasses.replace(
+        source,
+        columns=tuple(c for c in source.columns if c.name == source.event_time),
+        known_at=None,
+        checked=(),
+        checked_expressions=(),
+    )
+    return TrainingSet(
+        names=tuple(column.name for column in plan.vector),
+        vector=vector,
+        keys=_ranks(table.column(source.key).combine_chunks()),
+        event_time_ms=event_columns(table, time).event_time_ms,
+        positive_known_at_ms=np.asarray(known, np.int64),
+        training_set_id=receipt.id,
+        receipt=receipt.dump(),
+    )
+
+
+def keep_receipt(registry_folder: Path, training_set: TrainingSet) -> Path | None:
+    """Put a set's receipt beside the models, under the id that their manifests name.
+
+    It is there before the model is, so that no manifest names a receipt that is not.
+    """
+    if training_set.receipt is None:
+        return None
+    folder = registry_folder / RECEIPTS_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{training_set.training_set_id}{RECEIPT_SUFFIX}"
+    draft = folder / f".{path.name}.draft"
+    draft.write_bytes(training_set.receipt)
+    draft.replace(path)
+    return path
+
+
 def label_times(event_keys: pa.Array, reports: EventColumns, label: LabelPlan) -> np.ndarray:
     """Return when each event was first reported positive.
 
@@ -166,16 +241,8 @@ def label_times(event_keys: pa.Array, reports: EventColumns, label: LabelPlan) -
 
     Shape: int64 (n,), epoch ms; ``NEVER_MS`` where no positive report exists.
     """
-    values = pc.cast(reports.columns[label.column], pa.float64())
-    first = (
-        pa.table({"key": reports.columns[label.on], "known_at_ms": reports.known_at_ms})
-        .filter(pc.fill_null(pc.not_equal(values, 0.0), False))
-        .group_by("key")
-        .aggregate([("known_at_ms", "min")])
-    )
-    found = pc.index_in(event_keys, value_set=first["key"].combine_chunks(), skip_nulls=True)
-    known_at_ms = first["known_at_ms_min"].combine_chunks().take(found)
-    return np.asarray(pc.fill_null(known_at_ms, NEVER_MS), np.int64)
+    known_at = positive_reports(reports, label).known_at(event_keys)
+    return np.asarray(pc.fill_null(known_at.cast(pa.int64()), NEVER_MS), np.int64)
 
 
 def canary_rows(training_set: TrainingSet, rows: np.ndarray) -> np.ndarray:

@@ -12,13 +12,18 @@ import numpy as np
 from headrace.drift.profile import encode_profile, make_profile
 from headrace.scoring.artefact import Canary, Manifest, read_artefact, write_artefact
 from headrace.scoring.scorer import FeatureColumn
-from headrace.training.datasets import TrainingSet, build_training_set, canary_rows
+from headrace.training.datasets import (
+    TrainingSet,
+    build_training_set,
+    canary_rows,
+    keep_receipt,
+)
 from headrace.training.evaluate import Evaluation, evaluate, unknown_at_day_start
 from headrace.training.fit import fit
 from headrace.training.split import Period
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import pyarrow as pa
 
@@ -37,6 +42,14 @@ class Progress(Protocol):
         ...
 
 
+class SetReader(Protocol):
+    """Gives the training set of a period; ``Training.read_lake`` does."""
+
+    def __call__(self, period: Period, progress: Callable[[int, int], None]) -> TrainingSet:
+        """Return the set of a period; ``progress`` is told how many rows of how many are done."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
     """What a run made."""
@@ -46,6 +59,7 @@ class TrainingRun:
     split: TimeSplit
     train: Evaluation
     test: Evaluation
+    receipt: Path | None = None
 
 
 def train(
@@ -58,6 +72,7 @@ def train(
     name: str,
     at_ms: int,
     progress: Progress,
+    read_set: SetReader | None = None,
 ) -> TrainingRun:
     """Train the pipeline's model and register it as its next version.
 
@@ -70,6 +85,7 @@ def train(
         name: The model's name.
         at_ms: Now, for the manifest.
         progress: Is told of each step.
+        read_set: Gives the set of a period instead of ``tables`` and ``history``.
 
     Raises:
         TrainingError: If the data or the parameters do not allow it.
@@ -77,7 +93,10 @@ def train(
     whole = Period(split.train.start_ms, split.test.end_ms)
     gap = Period(split.train.end_ms, split.test.start_ms)
     progress("features as of each event", 0, 0)
-    data = build_training_set(plan, tables, whole, history, skip=gap)
+    if read_set is None:
+        data = build_training_set(plan, tables, whole, history, skip=gap)
+    else:
+        data = read_set(whole, lambda done, total: progress("the lake's history", done, total))
     rows = split.train.mask(data.event_time_ms)
     labels = data.labels(split.label_cutoff_ms)
     fitted = fit(
@@ -99,6 +118,7 @@ def train(
     profile = _profile(fitted, data, rows, split.test.mask(data.event_time_ms))
     # Drafted beside the registry's models: it may be on another disk than the temporary folder.
     registry.folder.mkdir(parents=True, exist_ok=True)
+    receipt = keep_receipt(registry.folder, data)
     with tempfile.TemporaryDirectory(prefix=".draft-", dir=registry.folder) as draft:
         folder = Path(draft) / "artefact"
         write_artefact(
@@ -118,7 +138,7 @@ def train(
         )
         entry = registry.add(folder)
     manifest = read_artefact(entry.folder).manifest
-    return TrainingRun(entry, manifest, split, train_figures, test_figures)
+    return TrainingRun(entry, manifest, split, train_figures, test_figures, receipt)
 
 
 def _profile(

@@ -29,9 +29,15 @@ def train(
         list[str] | None,
         typer.Option(
             help="A folder with <source>.parquet files, or name=path for single files; over the "
-            "files under `history` in headrace.yaml."
+            "files under `history` in headrace.yaml. Without either: the lake."
         ),
     ] = None,
+    from_lake: Annotated[
+        bool, typer.Option("--lake", help="From the lake, even if headrace.yaml names files.")
+    ] = False,
+    as_of: Annotated[
+        str, typer.Option(help="What counts as known: event, served, or a lag such as 250ms.")
+    ] = "event",
     name: Annotated[
         str | None, typer.Option(help="The model's name: by default the pipeline's.")
     ] = None,
@@ -63,6 +69,14 @@ def train(
 
         training = open_training(
             project, pipeline, data or [], start=day_ms(start), end=day_ms(end), test=test
+            project,
+            pipeline,
+            data or [],
+            start=_day(start),
+            end=_day(end),
+            test=test,
+            as_of=as_of,
+            from_lake=from_lake,
         )
         run = run_training(
             training.plan,
@@ -73,6 +87,7 @@ def train(
             name=name or training.plan.name,
             at_ms=SystemClock().now_ms(),
             progress=show,
+            read_set=None if training.request is None else training.read_lake,
         )
     if as_json:
         _print_json(run)
@@ -107,6 +122,7 @@ def _print_json(run: TrainingRun) -> None:
         "pipeline": run.manifest.pipeline,
         "fingerprint": run.manifest.fingerprint,
         "training_set_id": run.manifest.training_set_id,
+        "receipt": None if run.receipt is None else str(run.receipt),
         "train": bounds(run.split.train),
         "test": bounds(run.split.test),
         "metrics": run.manifest.metrics,
@@ -138,4 +154,6 @@ def _print_table(run: TrainingRun, console: object) -> None:
         )
     console.print(table)
     console.print(f"registered at {run.entry.folder}", soft_wrap=True)
+    if run.receipt is not None:
+        console.print(f"its training set's receipt: {run.receipt}", soft_wrap=True)
     console.print(f"put it live: headrace deploy {run.entry.model}/{run.entry.version}")
