@@ -21,6 +21,7 @@ from headrace.runtime.logging import get_logger
 from headrace.schemas.codec import RecordEncoder
 from headrace.schemas.errors import RegistryUnavailableError
 from headrace.schemas.wire import WireDecoder
+from headrace.scoring.engine import engine_version
 from headrace.streams.app import StreamApp, build_app, run
 from headrace.streams.context import ProcessorContext
 from headrace.streams.deployments import DeploymentFollower, LiveModels
@@ -158,6 +159,7 @@ def _context(environment: Environment, plan: PipelinePlan, models: LiveModels) -
         models=models,
         max_record_bytes=environment.project.settings.stream.max_record_bytes,
         app_version=version("headrace"),
+        engine=engine_version(),
     )
 
 

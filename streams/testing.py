@@ -285,6 +285,7 @@ class Driver:
             models=self.models,
             max_record_bytes=MAX_RECORD_BYTES,
             app_version="test",
+            engine="test",
         )
 
     def _encode_table(
