@@ -258,7 +258,8 @@ def _hashes(rows: pa.Table, seed: int) -> np.ndarray:
     mixed: np.ndarray = offset + (partition << np.uint64(48)) + (start + np.uint64(1)) * _GOLDEN
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+    hashes: np.ndarray = mixed ^ (mixed >> np.uint64(31))
+    return hashes
 
 
 def _smallest(

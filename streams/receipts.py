@@ -18,7 +18,7 @@ from headrace.schemas.wire import WireDecoder
 from headrace.scoring.engine import engine_version
 from headrace.scoring.receipts import as_matrix, rescore, same_bits
 from headrace.streams.context import ProcessorContext
-from headrace.streams.errors import ReplayError
+from headrace.streams.errors import ReceiptError
 from headrace.streams.intake import batches, group
 from headrace.streams.outputs import INCOMPLETE, NO_MODEL, NO_SCORE, OK
 from headrace.streams.positions import OwnedPartition
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from headrace.streams.environment import Environment
     from headrace.streams.intake import Row
 
-    #: Told what is being done, and how much more of it was done since it was last told.
-    Progress = Callable[[str, int], None]
+    #: Told what is being done, how much more of it was done, and how much there is (None: unknown).
+    Progress = Callable[[str, int, int | None], None]
 
 LOG = "log"
 LAKE = "lake"
@@ -108,8 +108,8 @@ class KafkaLog:
             "isolation.level": "read_committed",
         }
 
-    def is_whole(self, topic: str, partition: int) -> bool:
-        """Return whether the partition still holds its first record.
+    def bounds(self, topic: str, count: int) -> list[tuple[int, int]]:
+        """Return the first offset that each of a topic's partitions holds, and where it ends.
 
         Raises:
             KafkaUnavailableError: If the broker does not answer.
@@ -117,7 +117,7 @@ class KafkaLog:
         """
         consumer = Consumer(self._properties)
         try:
-            return self._bounds(consumer, topic, partition)[0] == 0
+            return [self._bounds(consumer, topic, partition) for partition in range(count)]
         finally:
             consumer.close()
 
@@ -180,7 +180,7 @@ def replay_receipts(
     lake: Lake,
     locate: Locate,
     ids: Sequence[PredictionId],
-    progress: Progress = lambda _what, _done: None,
+    progress: Progress = lambda _what, _done, _of: None,
 ) -> ReplayReport:
     """Compute predictions again and say of each whether it came out the same.
 
@@ -198,8 +198,10 @@ def replay_receipts(
 
     Cost: one pass over the logs of the partitions concerned, however many ids there are.
     """
-    outputs = find_outputs(lake, plan.name, ids, lambda rows: progress("finding the rows", rows))
-    progress("scoring again", 0)
+    outputs = find_outputs(
+        lake, plan.name, ids, lambda rows: progress("finding the rows", rows, None)
+    )
+    progress("scoring again", 0, None)
     rescored = rescore(outputs.predictions, lambda columns: _vectors(outputs, columns), locate)
     report = compare_scores(outputs, rescored)
     _check_vectors(environment, plan, lake, outputs, report, progress)
@@ -275,28 +277,28 @@ def _check_vectors(
         return
     log = KafkaLog(environment.client)
     ids = topic_ids(admin(environment.client), input_topics(plan))
-    source = plan.source_plan(plan.source)
-    current = ids[source.topic]
-    whole = _whole_logs(plan, environment, log)
+    current = ids[plan.source_plan(plan.source).topic]
+    counts = environment.partitions(stage.topic for stage in plan.stages)
+    bounds = {topic: log.bounds(topic, count) for topic, count in counts.items()}
+    # State is a function of the log from its first record on.
+    whole = all(first == 0 for found in bounds.values() for first, _ in found)
     there = [row for row in rows if whole and report[row].id.topic_id == current]
     if there:
+        sizes = {s.entity: sum(end for _, end in bounds[s.topic]) for s in plan.stages}
         context = replay_context(environment, plan, ids)
         asked = _asked(plan, outputs, there)
-        result = rerun(plan, context, log, asked, lambda entity, n: progress(f"log of {entity}", n))
+        result = rerun(
+            plan,
+            context,
+            log,
+            asked,
+            lambda entity, done: progress(f"the log of {entity}", done, sizes[entity]),
+        )
         compare_vectors(plan, outputs, report, there, result)
     left = sorted(set(rows) - set(there))
     if left:
-        progress("history from the lake", 0)
+        progress("history from the lake", 0, None)
         _compare_with_lake(plan, lake, outputs, report, left)
-
-
-def _whole_logs(plan: PipelinePlan, environment: Environment, log: KafkaLog) -> bool:
-    counts = environment.partitions(stage.topic for stage in plan.stages)
-    return all(
-        log.is_whole(topic, partition)
-        for topic, count in counts.items()
-        for partition in range(count)
-    )
 
 
 def replay_context(
@@ -394,7 +396,7 @@ def _compare_with_lake(
     vectors = event_order_vectors(lake, plan, ids)
     names = [column.name for column in plan.vector]
     computed = {name: vectors[:, index] for index, name in enumerate(names)}
-    empty = np.isnan(vectors).all(axis=1)
+    empty = np.logical_and.reduce(np.isnan(vectors), axis=1)
     for index, row in enumerate(rows):
         if empty[index]:
             report[row].faults.append("its log is gone, and the lake does not hold its event")
@@ -416,7 +418,7 @@ def _add_differences(
     mask[compared] = True
     for name, values in computed.items():
         if name not in outputs.snapshots.schema.names:
-            raise ReplayError(
+            raise ReceiptError(
                 explain("snapshots", f"hold the column {name}", "none", "the lake's table")
             )
         recorded = as_matrix(outputs.snapshots.select([name]).take(pa.array(places)))[:, 0]

@@ -35,6 +35,10 @@ COMMANDS: dict[str, Entry] = {
     "tail": Entry("headrace.cli.tail:tail", "Print what stands in a topic, decoded."),
     "train": Entry("headrace.cli.train:train", "Train a model on the pipeline's history."),
     "deploy": Entry("headrace.cli.deploy:deploy", "Put a model live on the running workers."),
+    "explain": Entry("headrace.cli.explain:explain", "Show how a prediction came about."),
+    "replay": Entry(
+        "headrace.cli.replay:replay", "Compute predictions again, and compare bit for bit."
+    ),
     "dlq": Entry("headrace.cli.dlq:app", "Look at records that were refused, and replay them."),
     "fetch": Entry("headrace.cli.fetch:fetch", "Download the embedded Kafka ahead of time."),
     "down": Entry("headrace.cli.down:down", "Stop what 'up' started; the data stays."),

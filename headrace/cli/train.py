@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headrace.cli.options import AsJson, Folder
+from headrace.cli.options import AsJson, Folder, epoch_ms
 
 if TYPE_CHECKING:
     from headrace.training.split import Period
@@ -62,7 +61,7 @@ def train(
             bars.update(task, description=step, completed=done, total=total or None)
 
         training = open_training(
-            project, pipeline, data or [], start=_day(start), end=_day(end), test=test
+            project, pipeline, data or [], start=epoch_ms(start), end=epoch_ms(end), test=test
         )
         run = run_training(
             training.plan,
@@ -78,20 +77,6 @@ def train(
         _print_json(run)
     else:
         _print_table(run, Console())
-
-
-def _day(text: str | None) -> int | None:
-    """Return the epoch milliseconds of a date or time, which is UTC unless it says otherwise."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        message = f"{text!r} is no date: write 2018-07-25 or 2018-07-25T12:00:00"
-        raise typer.BadParameter(message) from error
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1000)
 
 
 def _print_json(run: TrainingRun) -> None:
