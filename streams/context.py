@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from headrace.features.plan import SourcePlan
+    from headrace.features.store.views import OnlineEntity
     from headrace.schemas.codec import Decoded
     from headrace.streams.exits import Exit
 
@@ -86,6 +87,7 @@ class ProcessorContext:
         app_version: Written into the headers of DLQ records.
         engine: Which build computes; written into the predictions.
         exit: Takes the events of a (stage index, partition) in place of the plan's own way on.
+        online: By index of the stage, what it serves online; nothing by default.
 
     """
 
@@ -99,3 +101,4 @@ class ProcessorContext:
     app_version: str
     engine: str | None = None
     exit: Callable[[int, int], Exit] | None = None
+    online: Mapping[int, OnlineEntity] = field(default_factory=dict)
