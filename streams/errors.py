@@ -42,3 +42,7 @@ class NotAppliedError(StreamError):
 
 class ReceiptError(StreamError):
     """What was recorded of predictions is not what their plan says was written."""
+
+
+class ErasureError(StreamError):
+    """An erasure cannot be read, or not be carried out."""
