@@ -39,6 +39,10 @@ ROUND_ROWS = 2_000
 #: How long to rest after a round, in rounds, so that stream and readers have the machine. Behind
 #: the end of the log a key's values are soon others, and waiting saves most of the writes.
 REST_LIVE, REST_BEHIND = 1.0, 4.0
+#: A round that took longer waited for an answer, which costs nobody anything.
+ROUND_MS_MAX = 50.0
+#: For each answer of the store; the thread may end no sooner.
+TIMEOUT_S = 2.0
 RELEASE_BUDGET_MS = 1_000.0
 STOP_BUDGET_MS = 2_000.0
 
@@ -140,6 +144,7 @@ class OnlineWriter:
         self._next_beat_ms = 0.0
         self._next_round_ms = 0.0
         self._stopping = False
+        self._fault: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="headrace-online", daemon=True)
 
     # --- Called by the source thread ------------------------------------------------------------
@@ -170,13 +175,22 @@ class OnlineWriter:
 
     def stop(self) -> None:
         """Write what waits, for two seconds at most, and end the thread."""
-        self._inbox.put(self._stop)
-        self._thread.join(2 * (STOP_BUDGET_MS + RELEASE_BUDGET_MS) / 1000)
+        if self._thread.is_alive():
+            self._inbox.put(self._stop)
+            self._thread.join(2 * (STOP_BUDGET_MS + RELEASE_BUDGET_MS) / 1000)
         self._store.close()
 
+    def check(self) -> None:
+        """Raise what ended the thread: a programmer's error, as the store's are waited out."""
+        if self._fault is not None:
+            raise self._fault
+
     def _run(self) -> None:
-        while not self._stopping:
-            self.turn(self._wait_ms() / 1000)
+        try:
+            while not self._stopping:
+                self.turn(self._wait_ms() / 1000)
+        except BaseException as error:  # noqa: BLE001 -- the thread's boundary: ``check`` raises it
+            self._fault = error
 
     def turn(self, wait_s: float = 0.0) -> None:
         """Take what was posted, waiting for it a while, and do what is due now."""
@@ -296,7 +310,7 @@ class OnlineWriter:
         if wrote:
             now_ms = self._clock.monotonic_ms()
             rest = REST_LIVE if live else REST_BEHIND
-            self._next_round_ms = now_ms + rest * (now_ms - started_ms)
+            self._next_round_ms = now_ms + rest * min(now_ms - started_ms, ROUND_MS_MAX)
 
     def _write_round(self, part: ServedPartition) -> bool:
         """Write one round of a partition; False when the store did not take it."""

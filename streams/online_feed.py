@@ -111,6 +111,7 @@ class OnlineFeed:
         now_ms = self._clock.monotonic_ms()
         due = now_ms >= self._next_ms
         if due:
+            self._writer.check()
             self._next_ms = now_ms + LOOK_EVERY_MS
         return [
             self._look(kept)

@@ -41,6 +41,8 @@ COMMANDS: dict[str, Entry] = {
     "explain": Entry("headrace.cli.explain:explain", "Show how a prediction came about."),
     "replay": Entry(
         "headrace.cli.replay:replay", "Compute predictions again, and compare bit for bit."
+    "rebuild-online": Entry(
+        "headrace.cli.rebuild_online:rebuild_online", "Write every entity to Redis again."
     ),
     "dlq": Entry("headrace.cli.dlq:app", "Look at records that were refused, and replay them."),
     "fetch": Entry("headrace.cli.fetch:fetch", "Download the embedded Kafka ahead of time."),
