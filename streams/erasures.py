@@ -52,7 +52,10 @@ class ErasureRequest:
 
 @dataclass(frozen=True, slots=True)
 class ErasurePosition:
-    """Where in its input a stage's partition forgets the key of a request, or (``done``) has."""
+    """Where in its input a stage's partition forgets the key of a request, or (``done``) has.
+
+    ``keys`` counts what it had of the key: 0 or 1.
+    """
 
     id: str
     pipeline: str
@@ -61,6 +64,7 @@ class ErasurePosition:
     partition: int
     position: int
     kind: Literal["position", "done"] = "position"
+    keys: int = 0
 
     @property
     def place(self) -> tuple[str, str, str, str, int]:
@@ -110,7 +114,7 @@ class ErasureBook:
 
     requests: dict[str, ErasureRequest] = field(default_factory=dict)
     positions: dict[tuple[str, str, str, str, int], int] = field(default_factory=dict)
-    done: set[tuple[str, str, str, str, int]] = field(default_factory=set)
+    done: dict[tuple[str, str, str, str, int], int] = field(default_factory=dict)
 
     def take(self, value: bytes) -> None:
         """Take note of a message; of two positions for one place the first holds.
@@ -123,7 +127,7 @@ class ErasureBook:
         if isinstance(erasure, ErasureRequest):
             self.requests[erasure.id] = erasure
         elif erasure.kind == "done":
-            self.done.add(erasure.place)
+            self.done[erasure.place] = max(erasure.keys, self.done.get(erasure.place, 0))
         else:
             self.positions.setdefault(erasure.place, erasure.position)
 

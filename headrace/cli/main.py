@@ -41,6 +41,8 @@ COMMANDS: dict[str, Entry] = {
     "explain": Entry("headrace.cli.explain:explain", "Show how a prediction came about."),
     "replay": Entry(
         "headrace.cli.replay:replay", "Compute predictions again, and compare bit for bit."
+    ),
+    "erase": Entry("headrace.cli.erase:erase", "Forget a key: in states, Redis and the lake."),
     "rebuild-online": Entry(
         "headrace.cli.rebuild_online:rebuild_online", "Write every entity to Redis again."
     ),
