@@ -13,6 +13,7 @@ from headrace.lake.tables import (
     PARTITION,
     TOPIC_ID,
     predictions_table,
+    rejected_table,
     snapshots_table,
 )
 from headrace.runtime.errors import explain
@@ -70,6 +71,11 @@ def rows_of_key(
                 older = _older(TOPIC_ID, PARTITION, OFFSET, *bounds[topic])
                 same = f'"{given.key}" = {_literal(key)}'
                 found[given.source, given.key] = KeyRows(given.source, f"{same} AND {older}")
+                if given.key == plan.source_plan(given.source).key:
+                    # What could not be decoded is known by its Kafka key, as text, alone.
+                    raw = key if pa.types.is_binary(key.type) else pa.array([key_text.encode()])
+                    name = rejected_table(given.source)
+                    found[name, given.key] = KeyRows(name, f'"key" = {_literal(raw)} AND {older}')
     return [rows for rows in found.values() if lake.has(rows.table)]
 
 

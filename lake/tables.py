@@ -33,6 +33,16 @@ RECORD_FIELDS: Final = pa.schema(
         pa.field(ARRIVAL_TIME, pa.timestamp("us", "UTC")),
     ]
 )
+#: What a table of rejected records holds, before the record's fields: key and value are its bytes.
+REJECTED_FIELDS: Final = pa.schema(
+    [
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("key", pa.binary()),
+        pa.field("value", pa.binary()),
+        *RECORD_FIELDS,
+    ]
+)
 _LOG: Final = "_delta_log"
 _BATCH_ROWS: Final = 262_144
 
@@ -47,12 +57,22 @@ def snapshots_table(pipeline: str) -> str:
     return f"{pipeline}_snapshots"
 
 
+def rejected_table(name: str) -> str:
+    """Return the name of the table with those of a topic's records that could not be decoded."""
+    return f"{name}_rejected"
+
+
 def progress_id(topic_id: str, partition: int) -> str:
     """Return the application id under which a table keeps its next offset of a partition.
 
     Delta commits it in the same transaction as the rows, so the two cannot differ.
     """
     return f"{topic_id}:{partition}"
+
+
+def file_actions(delta: Any) -> pa.Table:
+    """Return what an open Delta table's log says of its files; nested names have dots."""
+    return pa.table(delta.get_add_actions(flatten=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +99,10 @@ class LakeTable:
     def files(self) -> list[str]:
         """Return the Parquet files that make up this version."""
         return list(self.delta.file_uris())
+
+    def file_actions(self) -> pa.Table:
+        """Return what the log says of each file: path, size, rows, min and max by column."""
+        return file_actions(self.delta)
 
     def next_offset(self, topic_id: str, partition: int) -> int | None:
         """Return the first offset of a partition that the table does not hold; None: no offset."""

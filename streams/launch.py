@@ -17,6 +17,7 @@ from headrace.features.store.views import online_entities
 from headrace.runtime import topics
 from headrace.runtime.clock import SystemClock
 from headrace.runtime.errors import KafkaUnavailableError, explain
+from headrace.runtime.health import HealthServer
 from headrace.runtime.kafka import admin, partition_counts, topic_ids
 from headrace.runtime.logging import get_logger
 from headrace.schemas.codec import RecordEncoder
@@ -29,7 +30,6 @@ from headrace.streams.deployments import DeploymentFollower, LiveModels
 from headrace.streams.environment import HINT, Environment, open_environment
 from headrace.streams.erasure_feed import ErasureFeed, ErasureLog
 from headrace.streams.errors import NotAppliedError
-from headrace.streams.health import HealthServer
 from headrace.streams.online import TIMEOUT_S, OnlineWriter
 from headrace.streams.online_feed import OnlineFeed
 from headrace.streams.processors import build, input_topics

@@ -24,7 +24,7 @@ class Entry:
 #: In the order of a project's life, which is the order of ``--help``.
 COMMANDS: dict[str, Entry] = {
     "init": Entry("headrace.cli.init:init", "Make a project that runs."),
-    "up": Entry("headrace.cli.up:up", "Start Kafka, Redis and the schema registry."),
+    "up": Entry("headrace.cli.up:up", "Start Kafka, Redis, the schema registry, and the lake."),
     "status": Entry("headrace.cli.status:status", "Show what runs, and where."),
     "plan": Entry(
         "headrace.cli.plan:plan", "Show what the definitions compile to, and what changed."
@@ -47,6 +47,8 @@ COMMANDS: dict[str, Entry] = {
         "headrace.cli.rebuild_online:rebuild_online", "Write every entity to Redis again."
     ),
     "dlq": Entry("headrace.cli.dlq:app", "Look at records that were refused, and replay them."),
+    "lake": Entry("headrace.cli.lake:lake", "Keep the lake's tables up with the topics."),
+    "sql": Entry("headrace.cli.sql:sql", "Query the lake's tables."),
     "fetch": Entry("headrace.cli.fetch:fetch", "Download the embedded Kafka ahead of time."),
     "down": Entry("headrace.cli.down:down", "Stop what 'up' started; the data stays."),
 }
