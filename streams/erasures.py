@@ -11,7 +11,6 @@ Pure: no Kafka, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +25,8 @@ from headrace.streams.errors import ErasureError
 from headrace.streams.rekey import ARROW_TYPES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from headrace.features.plan import PipelinePlan, StagePlan
 
 

@@ -12,12 +12,14 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from headrace.lake.receipts import event_order_vectors, find_outputs
 from headrace.runtime import topics
 from headrace.runtime.errors import KafkaUnavailableError, explain
-from headrace.runtime.kafka import admin, topic_ids
+from headrace.runtime.kafka import admin, partition_counts, topic_ids
 from headrace.schemas.codec import RecordEncoder
 from headrace.schemas.wire import WireDecoder
 from headrace.scoring.engine import engine_version
 from headrace.scoring.receipts import as_matrix, rescore, same_bits
 from headrace.streams.context import ProcessorContext
+from headrace.streams.erasure_feed import ErasureLog
+from headrace.streams.erasures import ErasureBook, forget_of
 from headrace.streams.errors import ReceiptError
 from headrace.streams.intake import batches, group
 from headrace.streams.outputs import INCOMPLETE, NO_MODEL, NO_SCORE, OK
@@ -30,13 +32,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from headrace.features.plan import PipelinePlan, SourcePlan
+    from headrace.features.plan import PipelinePlan, SourcePlan, StagePlan
     from headrace.lake.receipts import OutputRows
     from headrace.lake.tables import Lake
     from headrace.schemas.outputs import PredictionId
     from headrace.scoring.receipts import Locate, Rescored
     from headrace.scoring.scorer import Column
-    from headrace.streams.batch import EventBatch
+    from headrace.streams.batch import EventBatch, Forget
     from headrace.streams.environment import Environment
     from headrace.streams.intake import Row
 
@@ -97,8 +99,12 @@ class ReplayReport:
 class KafkaLog:
     """A pipeline's topics on the broker, read from their beginning up to where they end now."""
 
-    def __init__(self, properties: Mapping[str, Any]) -> None:
-        """Read with these properties of the client."""
+    def __init__(
+        self, properties: Mapping[str, Any], plan: PipelinePlan, ids: Mapping[str, str]
+    ) -> None:
+        """Read with these properties of the client; ``ids`` are those of the topics, by name."""
+        self._plan, self._ids = plan, ids
+        self._book = _erasures(properties, plan)
         self._properties = {
             **properties,
             "group.id": "headrace.replay",
@@ -107,6 +113,17 @@ class KafkaLog:
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
         }
+
+    def forgets(self, stage: StagePlan, partition: int) -> list[Forget]:
+        """Return what the stage's partition has forgotten, in the order of positions."""
+        found = []
+        for request in self._book.of_entity(stage.entity):
+            place = (request.id, self._plan.name, stage.topic, self._ids[stage.topic], partition)
+            position = self._book.positions.get(place)
+            if position is not None:
+                where = (partition, 0)
+                found.append(forget_of(self._plan, stage, request, self._ids, where, position))
+        return sorted(found, key=lambda forget: forget.position)
 
     def bounds(self, topic: str, count: int) -> list[tuple[int, int]]:
         """Return the first offset that each of a topic's partitions holds, and where it ends.
@@ -172,6 +189,19 @@ class KafkaLog:
         raise KafkaUnavailableError(
             explain("the broker", f"give records within {_STALL_S:g} s", "none", where)
         )
+
+
+def _erasures(properties: Mapping[str, Any], plan: PipelinePlan) -> ErasureBook:
+    """Return what was erased from the project's states; nothing where there is no such topic."""
+    topic = topics.erasures(plan.project)
+    if topic not in partition_counts(admin(properties), [topic]):
+        return ErasureBook()
+    log = ErasureLog(properties, topic)
+    try:
+        log.read_to_end()
+        return log.book
+    finally:
+        log.close()
 
 
 def replay_receipts(
@@ -275,8 +305,8 @@ def _check_vectors(
             rows.append(row)
     if not rows:
         return
-    log = KafkaLog(environment.client)
     ids = topic_ids(admin(environment.client), input_topics(plan))
+    log = KafkaLog(environment.client, plan, ids)
     current = ids[plan.source_plan(plan.source).topic]
     counts = environment.partitions(stage.topic for stage in plan.stages)
     bounds = {topic: log.bounds(topic, count) for topic, count in counts.items()}

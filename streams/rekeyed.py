@@ -248,7 +248,9 @@ class RekeyedStageProcessor:
         if all(part is None for part in parts):
             return None
         pairs = zip(parts, keys, strict=True)
-        return _joined([np.ones(len(k), bool) if p is None else p for p, k in pairs])[order]
+        counting = _joined([np.ones(len(k), bool) if p is None else p for p, k in pairs])
+        in_order: np.ndarray = counting[order]
+        return in_order
 
     def forget(self, forget: Forget) -> Outputs:
         """Drop what is kept of a key, and let its rows below the bounds count for nothing."""

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
 
 from headrace.features.kernels.keys import hash_keys, partition_of
 from headrace.features.vector import assemble
+from headrace.streams.batch import Forget
+from headrace.streams.erasures import cut
 from headrace.streams.processors import build
 from headrace.streams.rekey import ARROW_TYPES
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from headrace.features.plan import PipelinePlan, StagePlan
-    from headrace.streams.batch import EventBatch, Outputs
+    from headrace.streams.batch import EventBatch, Forgetter, Outputs
     from headrace.streams.context import ProcessorContext
     from headrace.streams.exits import Onward
     from headrace.streams.rekey import StreamRows
@@ -38,6 +40,10 @@ class Log(Protocol):
 
     def batches(self, topic: str, partition: int) -> Iterator[EventBatch]:
         """Yield all that a partition holds, from offset 0 on, with ``emit_from`` 0."""
+        ...
+
+    def forgets(self, stage: StagePlan, partition: int) -> list[Forget]:
+        """Return what the stage's partition has forgotten, in the order of positions."""
         ...
 
 
@@ -120,11 +126,17 @@ def _run_stage(
     stage = plan.stages[index]
     own = dataclasses.replace(context, exit=lambda _stage, _partition: collector)
     processor = build(plan, stage.topic, partition, own)
+    forgets = log.forgets(stage, partition)
     for batch in log.batches(stage.topic, partition):
         # A row stands in its source's own log where its offset says; in a re-keyed log anywhere.
         if stage.direct and not collector.wants(batch.offsets):
             batch.emit_from = int(_SILENT)
-        processor.process(batch)
+        for part in cut(batch, forgets):
+            if isinstance(part, Forget):
+                cast("Forgetter", processor).forget(part)
+                forgets = forgets[1:]
+            else:
+                processor.process(part)
         progress(stage.entity, len(batch))
         if collector.done:
             return

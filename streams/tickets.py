@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Ticket:
-    """Batches, forgets between them, or a look, for one kind of processor; ``future`` yields the outputs in their order.
+    """Batches with forgets between them, or a look, for one kind of processor.
 
+    ``future`` yields the outputs in their order.
     ``done`` collects the outputs, so that work that was interrupted goes on where it stopped.
     The times are readings of a monotonic clock.
     """

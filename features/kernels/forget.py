@@ -83,10 +83,10 @@ def wipe(
             memory.arena[start : start + length] = 0
     for kind, size_class in np.argwhere(memory.free >= 0).tolist():
         words = (FIRST_CAPACITY << size_class) * _cell_words(layout, kind)
-        block = int(memory.free[kind, size_class])
-        while block >= 0:
-            memory.pool[block + 1 : block + words] = 0
-            block = int(memory.pool[block])
+        start = int(memory.free[kind, size_class])
+        while start >= 0:
+            memory.pool[start + 1 : start + words] = 0
+            start = int(memory.pool[start])
     memory.log[:] = 0
     memory.saved[:] = 0
 
