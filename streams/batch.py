@@ -125,8 +125,8 @@ class OnlineBlock:
 class Outputs:
     """All that one batch causes, to be sent before its offset is committed.
 
-    ``online`` may go to the online store once the batch's offset is committed. ``forgotten`` are the
-    slots that a key was forgotten in.
+    ``online`` may go to the online store once the batch's offset is committed. ``forgotten`` holds
+    the slot of a key that was forgotten, if there was one.
 
     ``rejected`` counts rows by DLQ reason; ``scored_arrival_time_ms`` holds the broker's timestamps
     of the scored events (for the end-to-end latency), None when nothing was scored.

@@ -111,7 +111,7 @@ class Erasing:
             wait_s: How long to wait for workers and lake to come as far, each.
 
         Raises:
-            ErasureError: If they do not; the request stands, and the same call goes on with it.
+            ErasureError: If they do not. The request stands; another call erases what is left.
             LakeError: If a table stays busy.
             KafkaUnavailableError: If the broker does not answer.
 
@@ -122,9 +122,8 @@ class Erasing:
         log = ErasureLog(self._client, topic)
         try:
             log.read_to_end()
-            request = self._open_request(log) or self._new_request()
-            if request.id not in log.book.requests:
-                log.write(request)
+            request = self._new_request()
+            log.write(request)
             receipt = ErasureReceipt(request.id, self._entity, self._key, request.at_ms)
             self._wait_for_states(log, request, receipt, wait_s)
         finally:
@@ -147,13 +146,6 @@ class Erasing:
         number = uuid.uuid4().hex[:12]
         return ErasureRequest(number, self._entity, self._key, self._clock.now_ms(), bounds)
 
-    def _open_request(self, log: ErasureLog) -> ErasureRequest | None:
-        """Return the newest request for the key that some state has not carried out yet."""
-        for request in reversed(log.book.of_entity(self._entity)):
-            if request.key == self._key and len(self._done(log, request)) < len(self._places()):
-                return request
-        return None
-
     def _places(self) -> list[tuple[str, str, str, int]]:
         """Return (pipeline, topic, topic id, partition) of every state that may hold the key."""
         stages = self._stages()
@@ -164,13 +156,6 @@ class Erasing:
             for plan, stage in stages
             for partition in range(counts[stage.topic])
         ]
-
-    def _done(
-        self, log: ErasureLog, request: ErasureRequest
-    ) -> dict[tuple[str, str, str, int], int]:
-        """Return the states that have forgotten the key, and whether they had it."""
-        done = log.book.done
-        return {p: done[request.id, *p] for p in self._places() if (request.id, *p) in done}
 
     def _wait_for_states(
         self, log: ErasureLog, request: ErasureRequest, receipt: ErasureReceipt, wait_s: float
@@ -189,7 +174,7 @@ class Erasing:
                 got = (
                     f"{len(missing)} of {len(places)} partitions have not ({', '.join(pipelines)})"
                 )
-                hint = "the request stands: start the workers and run this again"
+                hint = "the request stands, and workers carry it out when they come; run this again then"
                 raise ErasureError(
                     explain("states", f"forget the key within {wait_s:g} s", got, "erase", hint)
                 )
@@ -298,9 +283,9 @@ class Erasing:
             for name in (topics.predictions(p.name), topics.snapshots(p.name))
         )
         rekeyed = sorted({s.topic for p in self._plans for s in p.stages if not s.direct})
+        raw = f"{', '.join(names)} (and their .dlq and .late)"
         return [
-            f"the raw records, in Kafka, as long as their topics keep them: {', '.join(names)}"
-             " (and their .dlq and .late)",
+            f"the raw records, in Kafka, as long as their topics keep them: {raw}",
             "what was made of them, in Kafka, likewise: " + ", ".join([*rekeyed, *outputs]),
             "models that were trained with them, and training sets that were written to files",
             f"the request itself, which names the key: {topics.erasures(self._plans[0].project)}",

@@ -58,9 +58,8 @@ class ErasureLog:
             }
         )
         self._consumer.assign([TopicPartition(topic, 0, 0)])
-        self._producer = Producer(
-            {**properties, "acks": "all", "enable.idempotence": True, "linger.ms": 0}
-        )
+        self._properties = dict(properties)
+        self._producer: Producer | None = None
         self._next_offset = 0
         self.book = ErasureBook()
 
@@ -93,6 +92,9 @@ class ErasureLog:
             KafkaUnavailableError: If the broker does not take it in time.
 
         """
+        if self._producer is None:
+            settings = {"acks": "all", "enable.idempotence": True, "linger.ms": 0}
+            self._producer = Producer({**self._properties, **settings})
         failures: list[str] = []
         self._producer.produce(
             self._topic,

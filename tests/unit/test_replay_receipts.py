@@ -5,41 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from stream_cases import DAY_MS, make_payments, make_reports, one_stage, three_stages, two_stages
+from stream_cases import (
+    DAY_MS,
+    DriverLog,
+    make_payments,
+    make_reports,
+    one_stage,
+    three_stages,
+    two_stages,
+)
 
 from headrace.scoring.receipts import as_matrix, same_bits
-from headrace.streams.batch import EventBatch
 from headrace.streams.rerun import Asked, rerun
 from headrace.streams.testing import Driver, once
-
-
-class DriverLog:
-    """A driver's topics, read in batches of ``rows``."""
-
-    def __init__(self, driver, rows=37):
-        self.driver, self.rows = driver, rows
-        self.read = 0
-
-    def forgets(self, stage, partition):
-        return []
-
-    def batches(self, topic, partition):
-        log = self.driver._logs[topic][partition]
-        for start in range(0, len(log), self.rows):
-            messages = log[start : start + self.rows]
-            self.read += len(messages)
-            yield EventBatch(
-                topic=topic,
-                partition=partition,
-                epoch=0,
-                offsets=np.arange(start, start + len(messages)),
-                arrival_time_ms=np.array([m.timestamp_ms for m in messages], np.int64),
-                keys=[m.key for m in messages],
-                values=[m.value for m in messages],
-                headers=[m.headers for m in messages],
-                emit_from=0,
-                at_end=False,
-            )
 
 
 def played(plan, *, seed=3, rows=400, crash_odds=0.05):
