@@ -14,6 +14,7 @@ BENCHES = {
     "latency": ("bench.card.latency", "from produce to readable prediction at 1,000 events/s"),
     "fraud": ("bench.fraud", "two entities, one process"),
     "lake": ("bench.lake", "topics into Delta tables, kills on the way, queries over them"),
+    "receipts": ("bench.receipts", "10,000 predictions computed again, bit for bit"),
     "history": ("bench.history", "training data from history, through the same kernel"),
 }
 

@@ -174,7 +174,9 @@ class Erasing:
                 got = (
                     f"{len(missing)} of {len(places)} partitions have not ({', '.join(pipelines)})"
                 )
-                hint = "the request stands, and workers carry it out when they come; run this again then"
+                hint = (
+                    "the request stands: workers carry it out when they come; then run this again"
+                )
                 raise ErasureError(
                     explain("states", f"forget the key within {wait_s:g} s", got, "erase", hint)
                 )
