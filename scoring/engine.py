@@ -21,12 +21,10 @@ def engine_version() -> str:
     and the machine's architecture. Another engine need not give other bits; the same one must give
     the same.
     """
-    import headrace
-
     digest = hashlib.sha256(platform.machine().encode())
     for library in LIBRARIES:
         digest.update(f"{library}=={version(library)}\n".encode())
-    home = Path(next(iter(headrace.__path__)))
+    home = Path(__file__).parents[1]
     for room in ROOMS:
         for file in sorted((home / room).rglob("*.py")):
             digest.update(file.read_bytes())
