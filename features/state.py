@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from headrace.features.kernels.forget import (
+    Forgotten,
+    find_again,
+    forget_slot,
+    rebuild_table,
+    wipe,
+)
 from headrace.features.kernels.journal import abort_journal, commit_journal
 from headrace.features.kernels.keys import key_columns, read_only
 from headrace.features.kernels.layout import NEVER, SIZE_CLASSES, Layout, build_layout
@@ -88,6 +95,7 @@ class EntityState:
         self._layout = Layout(*map(read_only, build_layout(stage)))
         self._stage = stage
         self._transactions = 0
+        self._forgotten: list[Forgotten] = []
         read = {index for feature in stage.features for index in feature.aggregates}
         self._ticks = build_ticks(self._layout, {age.aggregate for age in stage.ages} - read)
         self._marks = np.zeros(_FIRST_KEYS, dtype=np.int8)
@@ -210,6 +218,47 @@ class EntityState:
         buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
         return pa.Array.from_buffers(kind, len(keys), buffers)
 
+    def forget(self, keys: pa.Array) -> np.ndarray:
+        """Drop all that is kept of keys, as if no row of them had come; return their slots.
+
+        A later row of such a key starts a new slot. The other keys keep every bit.
+
+        Cost: O(slots) for each key; for rare use.
+        """
+        batch_keys = key_columns(keys)
+        slots = np.empty(len(batch_keys.hashes), dtype=np.int64)
+        self._resolve(batch_keys, _flags(np.zeros(len(slots), dtype=bool)), slots)
+        found: np.ndarray = np.unique(slots[slots >= 0])
+        for slot in found.tolist():
+            self._save_header(slot)
+            self._forgotten.append(forget_slot(self._layout, self._memory, slot))
+        if not self._memory.meta[M_OPEN]:
+            self._wipe()
+        return found
+
+    def _save_header(self, slot: int) -> None:
+        """Do as the kernels do when an open transaction meets a key for the first time."""
+        meta, open_number = self._memory.meta, self._memory.meta[M_OPEN]
+        if not open_number or slot >= meta[M_BASE_KEYS]:
+            return
+        if self._memory.touched[slot] == open_number:
+            return
+        at = int(meta[M_SAVED])
+        self._memory = self._memory._replace(
+            saved=_with_room(self._memory.saved, at + 1),
+            saved_slots=_with_room(self._memory.saved_slots, at + 1),
+        )
+        self._memory.touched[slot] = open_number
+        self._memory.saved_slots[at] = slot
+        self._memory.saved[at] = self._memory.heads[slot]
+        meta[M_SAVED] = at + 1
+
+    def _wipe(self) -> None:
+        if self._forgotten:
+            are_integers = self._stage.key_kind == "int64"
+            wipe(self._layout, self._memory, self._forgotten, are_integers=are_integers)
+            self._forgotten = []
+
     def begin(self) -> None:
         """Open a transaction: from here on changes can be undone."""
         meta = self._memory.meta
@@ -223,6 +272,7 @@ class EntityState:
         """Close the transaction and keep its changes."""
         assert self._memory.meta[M_OPEN] > 0, "no transaction is open"
         commit_journal(self._memory)
+        self._wipe()
 
     def abort(self) -> None:
         """Close the transaction and put back the state as it was at ``begin``.
@@ -230,8 +280,12 @@ class EntityState:
         Cost: O(keys and late cells touched since), not O(state).
         """
         assert self._memory.meta[M_OPEN] > 0, "no transaction is open"
+        find_again(self._memory, self._forgotten)
         abort_journal(self._layout, self._memory)
         self._memory.meta[M_ARENA] = self._memory.meta[M_BASE_ARENA]
+        if self._forgotten:
+            rebuild_table(self._memory)
+            self._forgotten = []
 
     def _resolve(self, keys: Keys, insert: np.ndarray, slots: np.ndarray) -> None:
         count, row = len(slots), 0

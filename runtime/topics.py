@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-TopicRole = Literal["source", "dlq", "late", "predictions", "snapshots", "rekey", "deployments"]
+TopicRole = Literal[
+    "source", "dlq", "late", "predictions", "snapshots", "rekey", "deployments", "erasures"
+]
 
 # A record that was too large for its reader must still fit the topic that keeps it.
 _KEEPER_BYTES_MAX = str(64 * 1024 * 1024)
@@ -42,6 +44,8 @@ ROLE_CONFIG: Mapping[TopicRole, Mapping[str, str]] = MappingProxyType(
             "message.timestamp.type": "LogAppendTime",
             "min.cleanable.dirty.ratio": "0.1",
         },
+        # Kept as long as the logs that it speaks of; no two of its records share a key.
+        "erasures": {"cleanup.policy": "compact", "message.timestamp.type": "LogAppendTime"},
     }
 )
 
@@ -87,6 +91,11 @@ def deployments(project: str) -> str:
     return f"{project}.deployments"
 
 
+def erasures(project: str) -> str:
+    """Return the compacted topic that says whose events were erased, and where."""
+    return f"{project}.erasures"
+
+
 def group(project: str, pipeline: str) -> str:
     """Return the consumer group of a pipeline's workers."""
     return f"{project}.{pipeline}"
@@ -107,7 +116,7 @@ def topic_specs(
         project: The project's name.
         source_topics: Topics of the sources.
         rekeyed_entities: By pipeline, the entities whose stage reads a re-key topic.
-        partitions: Of every topic but the deployments', which has one.
+        partitions: Of every topic but the project's own two, which have one.
         replication: Of every topic.
         source_config: Kafka settings for the source topics, over ours.
 
@@ -119,12 +128,12 @@ def topic_specs(
     for pipeline, entities in rekeyed_entities.items():
         named += [(rekey(pipeline, entity), "rekey") for entity in entities]
         named += [(predictions(pipeline), "predictions"), (snapshots(pipeline), "snapshots")]
-    named.append((deployments(project), "deployments"))
+    named += [(deployments(project), "deployments"), (erasures(project), "erasures")]
     return tuple(
         TopicSpec(
             name,
             role,
-            1 if role == "deployments" else partitions,
+            1 if role in {"deployments", "erasures"} else partitions,
             replication,
             {**ROLE_CONFIG[role], **(source_config if role == "source" else {})},
         )

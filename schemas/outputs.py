@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from headrace.runtime.errors import explain
 from headrace.schemas.errors import SchemaRefused
@@ -20,6 +20,38 @@ if TYPE_CHECKING:
 _AVRO_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _DTYPES: Final = {"float64": "double", "int64": "long"}
 _EVENT_TIME: Final = {"type": "long", "logicalType": "timestamp-millis"}
+#: How much of the hash of a model's manifest goes into a prediction, in hex digits.
+MODEL_HASH_DIGITS: Final = 16
+
+
+class PredictionId(NamedTuple):
+    """Which event a prediction and a snapshot are about: where it stands in its source's topic."""
+
+    topic_id: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic_id}-{self.partition}-{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the id that ``text`` spells; a topic id may itself hold hyphens.
+
+        Raises:
+            ValueError: If it spells none.
+
+        Examples:
+            >>> PredictionId.parse("9Xa-_kQ-3-17")
+            PredictionId(topic_id='9Xa-_kQ', partition=3, offset=17)
+
+        """
+        topic_id, *numbers = text.rsplit("-", 2)
+        if not topic_id or len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+            form = "be <source topic id>-<partition>-<offset>"
+            message = explain("prediction id", form, text, "a receipt", "'headrace tail' shows ids")
+            raise ValueError(message)
+        return cls(topic_id, *map(int, numbers))
 
 
 def prediction_schema(pipeline: str, entities: Sequence[str]) -> str:
@@ -42,6 +74,8 @@ def prediction_schema(pipeline: str, entities: Sequence[str]) -> str:
         _nullable("model_version", "string"),
         _field("role", "string"),
         _field("revision", "long"),
+        _nullable("model_hash", "string"),
+        _nullable("engine", "string"),
     ]
     return _record("Prediction", pipeline, fields)
 

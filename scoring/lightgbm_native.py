@@ -23,6 +23,8 @@ _LIBRARIES = ("lib_lightgbm.so", "lib_lightgbm.dylib", "lib_lightgbm.dll")
 _FLOAT64: Final = 1
 _ROW_MAJOR: Final = 1
 _PREDICT_NORMAL: Final = 0
+_PREDICT_RAW: Final = 1
+_PREDICT_CONTRIBUTIONS: Final = 3
 _FROM_FIRST_TREE, _ALL_TREES = 0, -1
 # More threads than one would fight the broker's client for the cores (DESIGN 4.2).
 _PARAMETERS = b"num_threads=1"
@@ -51,11 +53,28 @@ class NativeModel:
 
         Shape: C-contiguous float64 (n, width) -> float64 (n,).
         """
+        return self._predict(vector, _PREDICT_NORMAL, 1)[:, 0]
+
+    def raw_scores(self, vector: np.ndarray) -> np.ndarray:
+        """Return the sum of the trees for each row, before the objective's transformation.
+
+        Shape: C-contiguous float64 (n, width) -> float64 (n,).
+        """
+        return self._predict(vector, _PREDICT_RAW, 1)[:, 0]
+
+    def contributions(self, vector: np.ndarray) -> np.ndarray:
+        """Return each feature's part of each raw score (exact TreeSHAP), and last the mean score.
+
+        Shape: C-contiguous float64 (n, width) -> float64 (n, width + 1).
+        """
+        return self._predict(vector, _PREDICT_CONTRIBUTIONS, self.width + 1)
+
+    def _predict(self, vector: np.ndarray, kind: int, columns: int) -> np.ndarray:
         # The library reads as many bytes as it is told of.
         assert vector.shape[1] == self.width, vector.shape
         assert vector.dtype == np.float64, vector.dtype
         assert vector.flags.c_contiguous
-        scores = np.empty(vector.shape[0])
+        scores = np.empty((vector.shape[0], columns))
         length = ctypes.c_int64()
         status = self.library.LGBM_BoosterPredictForMat(
             self.handle,
@@ -64,7 +83,7 @@ class NativeModel:
             ctypes.c_int32(vector.shape[0]),
             ctypes.c_int32(self.width),
             _ROW_MAJOR,
-            _PREDICT_NORMAL,
+            kind,
             _FROM_FIRST_TREE,
             _ALL_TREES,
             _PARAMETERS,
@@ -72,7 +91,7 @@ class NativeModel:
             ctypes.c_void_p(scores.ctypes.data),
         )
         assert status == 0, _error(self.library)
-        assert length.value == len(scores), length.value
+        assert length.value == scores.size, length.value
         return scores
 
     def __del__(self) -> None:

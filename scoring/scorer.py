@@ -86,6 +86,11 @@ class Scorer:
         """The deployment's revision."""
         return self.identity.revision
 
+    @property
+    def sha256(self) -> str:
+        """The hash of the model's manifest (hex)."""
+        return self.identity.sha256
+
     def score(self, vector: np.ndarray) -> np.ndarray:
         """Return the score of each row.
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     import pyarrow as pa
 
@@ -73,6 +75,24 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
+class Forget:
+    """A wish that the state of one topic partition forgets a key, between two batches.
+
+    Rows of the partition's log before ``position`` are worked on already. ``key`` holds the one
+    key, in the type that the stage keeps; from now on rows of it that lie below ``bounds`` (by
+    source, int64 by partition of the source) count for nothing. ``request`` names the erasure.
+    """
+
+    topic: str
+    partition: int
+    epoch: int
+    request: str
+    position: int
+    key: pa.Array
+    bounds: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
 class OnlineBlock:
     """What some keys of a stage's partition look like, for the online store.
 
@@ -105,7 +125,8 @@ class OnlineBlock:
 class Outputs:
     """All that one batch causes, to be sent before its offset is committed.
 
-    ``online`` may go to the online store once the batch's offset is committed.
+    ``online`` may go to the online store once the batch's offset is committed. ``forgotten`` holds
+    the slot of a key that was forgotten, if there was one.
 
     ``rejected`` counts rows by DLQ reason; ``scored_arrival_time_ms`` holds the broker's timestamps
     of the scored events (for the end-to-end latency), None when nothing was scored.
@@ -121,6 +142,7 @@ class Outputs:
     scored_arrival_time_ms: np.ndarray | None = None
     event_time_ms_max: int | None = None
     online: list[OnlineBlock] = field(default_factory=list)
+    forgotten: np.ndarray | None = None
     stage_seconds: float = 0.0
 
 
@@ -145,6 +167,14 @@ class Viewer(Protocol):
 
     def look(self, look: Look) -> Outputs:
         """Return a bounded number of keys as blocks."""
+        ...
+
+
+class Forgetter(Protocol):
+    """A processor that keeps keys; called by the thread that calls ``process``."""
+
+    def forget(self, forget: Forget) -> Outputs:
+        """Drop what is kept of a key."""
         ...
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from headrace.features.plan import SourcePlan
     from headrace.features.store.views import OnlineEntity
     from headrace.schemas.codec import Decoded
+    from headrace.streams.exits import Exit
 
 
 class Decoder(Protocol):
@@ -53,6 +54,11 @@ class LiveModel(Protocol):
         """Number of the deployment that put the model live."""
         ...
 
+    @property
+    def sha256(self) -> str:
+        """The hash of the model's manifest (hex)."""
+        ...
+
     def score(self, vector: np.ndarray) -> np.ndarray:
         """Return one score per row of a float64 matrix in the order of the plan's vector."""
         ...
@@ -79,6 +85,8 @@ class ProcessorContext:
         models: Which model is live.
         max_record_bytes: Longer source records are refused.
         app_version: Written into the headers of DLQ records.
+        engine: Which build computes; written into the predictions.
+        exit: Takes the events of a (stage index, partition) in place of the plan's own way on.
         online: By index of the stage, what it serves online; nothing by default.
 
     """
@@ -91,4 +99,6 @@ class ProcessorContext:
     models: ModelTable
     max_record_bytes: int
     app_version: str
+    engine: str | None = None
+    exit: Callable[[int, int], Exit] | None = None
     online: Mapping[int, OnlineEntity] = field(default_factory=dict)

@@ -38,3 +38,11 @@ class PartitioningError(StreamError):
 
 class NotAppliedError(StreamError):
     """The project's plan is not what the infrastructure holds, or a name is not in it."""
+
+
+class ReceiptError(StreamError):
+    """What was recorded of predictions is not what their plan says was written."""
+
+
+class ErasureError(StreamError):
+    """An erasure cannot be read, or not be carried out."""

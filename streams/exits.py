@@ -93,6 +93,8 @@ def exit_of(
     plan: PipelinePlan, stage_index: int, partition: int, context: ProcessorContext
 ) -> Exit:
     """Return where events go from ``partition`` of a stage."""
+    if context.exit is not None:
+        return context.exit(stage_index, partition)
     following = stage_index + 1
     if following == len(plan.stages):
         return ScoreExit(OutputWriter(plan, context))

@@ -18,15 +18,17 @@ from headrace.runtime import topics
 from headrace.runtime.clock import SystemClock
 from headrace.runtime.errors import KafkaUnavailableError, explain
 from headrace.runtime.health import HealthServer
-from headrace.runtime.kafka import admin, topic_ids
+from headrace.runtime.kafka import admin, partition_counts, topic_ids
 from headrace.runtime.logging import get_logger
 from headrace.schemas.codec import RecordEncoder
 from headrace.schemas.errors import RegistryUnavailableError
 from headrace.schemas.wire import WireDecoder
+from headrace.scoring.engine import engine_version
 from headrace.streams.app import StreamApp, build_app, run
 from headrace.streams.context import ProcessorContext
 from headrace.streams.deployments import DeploymentFollower, LiveModels
 from headrace.streams.environment import HINT, Environment, open_environment
+from headrace.streams.erasure_feed import ErasureFeed, ErasureLog
 from headrace.streams.errors import NotAppliedError
 from headrace.streams.online import TIMEOUT_S, OnlineWriter
 from headrace.streams.online_feed import OnlineFeed
@@ -115,7 +117,8 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         if writer is not None:
             writer.start()
             online = OnlineFeed(plan, context.online, writer, clock)
-        return run(_app(environment, plan, context, options, telemetry, online))
+        erasures = _patiently(lambda: _erasures(environment, plan, context))
+        return run(_app(environment, plan, context, options, telemetry, online, erasures))
     finally:
         if writer is not None:
             writer.stop()
@@ -136,6 +139,17 @@ def _online_writer(
 
     store = RedisOnlineStore(environment.endpoints.redis_url, TIMEOUT_S)
     return OnlineWriter(store, telemetry.online, clock)
+
+
+def _erasures(
+    environment: Environment, plan: PipelinePlan, context: ProcessorContext
+) -> ErasureFeed | None:
+    """Return who follows erasures; None in a project that was applied before there were any."""
+    topic = topics.erasures(plan.project)
+    if topic not in partition_counts(admin(environment.client), [topic]):
+        log.warning("no_erasures_topic", topic=topic, hint=HINT)
+        return None
+    return ErasureFeed(plan, ErasureLog(environment.client, topic), context.topic_ids)
 
 
 def _patiently(ask: Callable[[], Answer]) -> Answer:
@@ -183,6 +197,7 @@ def _context(environment: Environment, plan: PipelinePlan, models: LiveModels) -
         models=models,
         max_record_bytes=environment.project.settings.stream.max_record_bytes,
         app_version=version("headrace"),
+        engine=engine_version(),
         online=_online(environment, plan),
     )
 
@@ -208,6 +223,7 @@ def _app(
     options: WorkerOptions,
     telemetry: Telemetry,
     online: OnlineFeed | None,
+    erasures: ErasureFeed | None,
 ) -> StreamApp:
     settings = environment.project.settings.stream
     staged = {stage.topic for stage in plan.stages}
@@ -236,6 +252,7 @@ def _app(
             submit,
             telemetry,
             online,
+            erasures,
         )
 
     kinds = sorted({route.kind for route in routes.values()})

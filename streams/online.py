@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from headrace.features.store.port import Marker, OnlineStore
     from headrace.features.store.views import OnlineEntity
     from headrace.runtime.clock import Clock
-    from headrace.streams.batch import OnlineBlock
+    from headrace.streams.batch import Forget, OnlineBlock
     from headrace.streams.online_rows import Round
 
 log = get_logger(__name__)
@@ -73,6 +73,20 @@ class Wish(NamedTuple):
 _NO_WISH = Wish(0, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """A key to be erased from the store, after what was told of it before; then ``confirm``."""
+
+    forget: Forget
+    slots: np.ndarray
+    confirm: Callable[[Forget, int], None]
+
+    @property
+    def version(self) -> int:
+        """Return the next offset of the stage's input when the key was forgotten."""
+        return self.forget.position
+
+
 @dataclass(slots=True, eq=False)
 class ServedPartition:
     """A partition of a stage that serves keys: what the two threads share of it.
@@ -108,6 +122,7 @@ class ServedPartition:
     keys: KeyBook = field(init=False)
     pending: PendingRows = field(init=False)
     taken: Round | None = None
+    erases: list[Erase] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.keys = KeyBook(self.stage.key_kind)
@@ -166,9 +181,9 @@ class OnlineWriter:
         """Let a partition go: with ``flush`` what waits is written in a second, or not at all."""
         self._inbox.put(functools.partial(self._release, part, flush=flush))
 
-    def forget(self, part: ServedPartition, slots: np.ndarray) -> None:
-        """Write nothing of keys that was posted before this."""
-        self._inbox.put(functools.partial(part.pending.forget, slots))
+    def erase(self, part: ServedPartition, erase: Erase) -> None:
+        """Erase a key from the store; nothing of it that was posted before is written any more."""
+        self._inbox.put(functools.partial(self._take_erase, part, erase))
 
     # --- The thread -----------------------------------------------------------------------------
 
@@ -213,7 +228,7 @@ class OnlineWriter:
         due_ms = self._next_beat_ms
         if any(part.marker is None for part in self._parts):
             due_ms = min(due_ms, self._calls.until_ms)
-        if any(part.waiting_rows for part in self._parts):
+        if any(part.waiting_rows or part.erases for part in self._parts):
             ready_ms = max(self._next_round_ms, self._calls.until_ms, self._room.until_ms)
             due_ms = min(due_ms, ready_ms)
         return max(0.0, due_ms - self._clock.monotonic_ms())
@@ -240,6 +255,25 @@ class OnlineWriter:
         if block.total or block.ended_pass:
             part.pass_total, part.pass_left = block.total, block.left
 
+    def _take_erase(self, part: ServedPartition, erase: Erase) -> None:
+        part.pending.forget(erase.slots)
+        part.erases.append(erase)
+
+    def _erase_round(self, part: ServedPartition) -> bool:
+        """Carry out the erasures that wait; False when the store did not answer."""
+        while part.erases:
+            erase = part.erases[0]
+            # On a replay the store has gone beyond it: what it holds of the key is newer.
+            told_before = part.complete and erase.version < part.version
+            if erase.slots.size and not told_before:
+                with self._asking() as asked:
+                    self._store.delete(part.entity, erase.forget.key)
+                if not asked.answered:
+                    return False
+            part.erases.pop(0)
+            erase.confirm(erase.forget, erase.slots.size)
+        return True
+
     def _release(self, part: ServedPartition, *, flush: bool) -> None:
         if part not in self._parts:
             return
@@ -255,8 +289,10 @@ class OnlineWriter:
         """Write what waits and say so, until the first failure or the end of the budget."""
         until_ms = self._clock.monotonic_ms() + budget_ms
         for part in parts:
-            while part.marker is not None and part.waiting_rows:
-                if self._clock.monotonic_ms() > until_ms or not self._write_round(part):
+            while part.marker is not None and (part.waiting_rows or part.erases):
+                if self._clock.monotonic_ms() > until_ms or not self._erase_round(part):
+                    return
+                if not self._write_round(part):
                     return
             if not self._beat_part(part):
                 return
@@ -312,6 +348,8 @@ class OnlineWriter:
         for part in self._parts:
             if part.marker is None:
                 continue
+            if not self._erase_round(part):
+                return
             if part.waiting_rows:
                 wrote, live = True, live and part.live
                 if not self._write_round(part):
@@ -358,6 +396,8 @@ class OnlineWriter:
 
     def _passed(self, part: ServedPartition) -> None:
         """Take note of what the store holds now."""
+        if part.erases:
+            return
         for mark in part.pending.reached():
             if mark.ended_pass == part.pass_number:
                 part.passing, part.complete, part.silent = False, True, False

@@ -11,15 +11,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.streams.batch import EventBatch, Look
-from headrace.streams.online import ServedPartition, Wish
+from headrace.streams.online import Erase, ServedPartition, Wish
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+
+    import numpy as np
 
     from headrace.features.plan import PipelinePlan
     from headrace.features.store.views import OnlineEntity
     from headrace.runtime.clock import Clock
-    from headrace.streams.batch import OnlineBlock, Outputs
+    from headrace.streams.batch import Forget, OnlineBlock, Outputs
     from headrace.streams.online import OnlineWriter
     from headrace.streams.positions import OwnedPartition
 
@@ -36,7 +38,7 @@ class _Kept:
 
     owned: OwnedPartition
     served: ServedPartition
-    held: deque[OnlineBlock] = field(default_factory=deque)
+    held: deque[OnlineBlock | Erase] = field(default_factory=deque)
     event_time_ms: int | None = None
     arrival_ms: int = 0
     pass_number: int = 0
@@ -86,7 +88,7 @@ class OnlineFeed:
             if kept is not None:
                 self._writer.release(kept.served, flush=flush)
 
-    def settled(self, batch: EventBatch | Look, outputs: Outputs) -> None:
+    def settled(self, batch: EventBatch | Look | Forget, outputs: Outputs) -> None:
         """Take what a batch or look caused, which was sent."""
         kept = self._kept.get((batch.topic, batch.partition))
         if kept is None:
@@ -94,13 +96,27 @@ class OnlineFeed:
         if isinstance(batch, Look):
             kept.looking = False
             kept.more = any(block.more for block in outputs.online)
-        elif len(batch):
+        elif isinstance(batch, EventBatch) and len(batch):
             newest_ms = outputs.event_time_ms_max
             if newest_ms is not None and newest_ms >= (kept.event_time_ms or newest_ms):
                 kept.event_time_ms = newest_ms
                 kept.arrival_ms = int(batch.arrival_time_ms[-1])
         kept.held.extend(outputs.online)
         self._post(kept)
+
+    def forgotten(
+        self, forget: Forget, slots: np.ndarray, confirm: Callable[[Forget, int], None]
+    ) -> bool:
+        """Erase a key from the store once all that was told of it before is committed.
+
+        ``confirm`` is called when that is done, by the writer's thread; False: nobody is served.
+        """
+        kept = self._kept.get((forget.topic, forget.partition))
+        if kept is None:
+            return False
+        kept.held.append(Erase(forget, slots, confirm))
+        self._post(kept)
+        return True
 
     def committed(self) -> None:
         """Post what the partitions' commits cover now."""
@@ -158,4 +174,8 @@ class OnlineFeed:
     def _post(self, kept: _Kept) -> None:
         held = kept.held
         while held and held[0].version <= kept.owned.committed_offset:
-            self._writer.post(kept.served, held.popleft())
+            first = held.popleft()
+            if isinstance(first, Erase):
+                self._writer.erase(kept.served, first)
+            else:
+                self._writer.post(kept.served, first)

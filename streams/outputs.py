@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from headrace.features.vector import assemble
 from headrace.runtime import topics
+from headrace.schemas.outputs import MODEL_HASH_DIGITS
 from headrace.streams.batch import BulkOutput
 from headrace.streams.records import (
     Constant,
@@ -51,6 +52,7 @@ class _Whose:
     version: str | None
     role: str
     revision: int
+    model_hash: str | None
     status: str | None
 
 
@@ -64,6 +66,7 @@ class OutputWriter:
         self._columns = _Columns(plan)
         self._ids = self._columns.bindings(context.topic_ids[plan.source_plan(plan.source).topic])
         self._prediction_schema = context.predictions
+        self._engine = context.engine
         self._programs: dict[_Whose, RecordProgram] = {}
         self._snapshots = self._snapshot_program(context.snapshots)
         names = (topics.predictions(plan.name), topics.snapshots(plan.name))
@@ -99,6 +102,8 @@ class OutputWriter:
                 "model_version": Constant(whose.version),
                 "role": Constant(whose.role),
                 "revision": Constant(whose.revision),
+                "model_hash": Constant(whose.model_hash),
+                "engine": Constant(self._engine),
             }
             registered = self._prediction_schema
             program = RecordProgram(registered.schema, registered.schema_id, bindings)
@@ -191,7 +196,7 @@ def _judge(
     """Return whose predictions these are, the scores, and the rows' status where they differ."""
     if model is None:
         unknown = np.full(len(vector), np.nan)
-        return _Whose(None, None, "champion", 0, NO_MODEL), unknown, None
+        return _Whose(None, None, "champion", 0, None, NO_MODEL), unknown, None
     score = model.score(vector)
     status: str | None = OK
     by_row = None
@@ -199,7 +204,9 @@ def _judge(
     if missing.any() or incomplete.any():
         status = None
         by_row = pa.array(np.where(missing, NO_SCORE, np.where(incomplete, INCOMPLETE, OK)))
-    return _Whose(model.model, model.version, model.role, model.revision, status), score, by_row
+    short = model.sha256[:MODEL_HASH_DIGITS]
+    whose = _Whose(model.model, model.version, model.role, model.revision, short, status)
+    return whose, score, by_row
 
 
 def _as_text(column: pa.Array) -> pa.Array:

@@ -16,6 +16,7 @@ from headrace.features.columns import value_matrix
 from headrace.features.state import EntityState
 from headrace.runtime.errors import explain
 from headrace.streams.batch import Outputs
+from headrace.streams.erasures import ErasedRows
 from headrace.streams.errors import LaneError
 from headrace.streams.exits import Onward, exit_of
 from headrace.streams.lanes import NEVER, Lane, LaneNote, LaneTable
@@ -26,7 +27,7 @@ from headrace.streams.stage import entity_keys_of, with_stage
 
 if TYPE_CHECKING:
     from headrace.features.plan import PipelinePlan
-    from headrace.streams.batch import EventBatch, Look, Undoable
+    from headrace.streams.batch import EventBatch, Forget, Look, Undoable
     from headrace.streams.context import ProcessorContext
     from headrace.streams.lanes import Released
     from headrace.streams.rekey import StreamRows
@@ -65,9 +66,16 @@ class RekeyedStageProcessor:
         self._lanes = lane_table(plan, stage_index, context)
         self._state = EntityState(stage)
         self._exit = exit_of(plan, stage_index, partition, context)
+        self._erased = ErasedRows()
         self._tap = OnlineTap(self._state) if stage_index in context.online else None
         taps = [] if self._tap is None else [self._tap]
-        self._parts: tuple[Undoable, ...] = (self._lanes, self._state, self._exit, *taps)
+        self._parts: tuple[Undoable, ...] = (
+            self._lanes,
+            self._state,
+            self._exit,
+            self._erased,
+            *taps,
+        )
         self._scored_inputs = np.array([stage_input.scored for stage_input in stage.inputs])
         self._position = 0
         self._watermark_ms = NEVER
@@ -201,6 +209,7 @@ class RekeyedStageProcessor:
             _joined([part.known_at_ms for part in events])[order],
             _joined(values)[order],
             scored,
+            self._counting(groups, keys, order),
         )
         asked = next((index for index in groups if inputs[index].scored), None)
         if asked is None:
@@ -227,6 +236,29 @@ class RekeyedStageProcessor:
         if ranks.size < place.size:
             aggregates, incomplete = aggregates[ranks], incomplete[ranks]
         return with_stage(stage, rows, aggregates, incomplete), position, applied.slots
+
+    def _counting(
+        self, groups: dict[int, StreamRows], keys: list[pa.Array], order: np.ndarray
+    ) -> np.ndarray | None:
+        """Return which rows still count, in the order of processing; None: all do."""
+        parts = [
+            self._erased.counting(own, rows.events.source.name, rows.partition, rows.offset)
+            for rows, own in zip(groups.values(), keys, strict=True)
+        ]
+        if all(part is None for part in parts):
+            return None
+        pairs = zip(parts, keys, strict=True)
+        counting = _joined([np.ones(len(k), bool) if p is None else p for p, k in pairs])
+        in_order: np.ndarray = counting[order]
+        return in_order
+
+    def forget(self, forget: Forget) -> Outputs:
+        """Drop what is kept of a key, and let its rows below the bounds count for nothing."""
+        self._erased.add(forget)
+        slots = self._state.forget(forget.key)
+        if self._tap is not None:
+            self._tap.forget(slots)
+        return Outputs(forgotten=slots)
 
     def begin(self) -> None:
         """Remember the state, for ``abort``."""

@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
-from headrace.streams.batch import EventBatch, Look
+from headrace.streams.batch import EventBatch, Forget, Look
 from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, producer_properties
 from headrace.streams.errors import DeliveryError, PositionError
 from headrace.streams.intake import BatchSizer, Row, backlog_batch, batches, end_batch, group
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from headrace.streams.batch import Outputs, Processor
+    from headrace.streams.erasure_feed import ErasureFeed
     from headrace.streams.online_feed import OnlineFeed
 
 log = get_logger(__name__)
@@ -139,6 +140,7 @@ class Source:
         submit: Callable[[Ticket], None],
         watcher: SourceWatcher,
         online: OnlineFeed | None = None,
+        erasures: ErasureFeed | None = None,
     ) -> None:
         self._options = options
         self._table = table
@@ -146,6 +148,7 @@ class Source:
         self._submit = submit
         self._watcher = watcher
         self._online = online
+        self._erasures = erasures
         self._owned: dict[tuple[str, int], OwnedPartition] = {}
         self._tickets: deque[Ticket] = deque()
         self._looks: deque[Look] = deque()
@@ -213,6 +216,9 @@ class Source:
         self._settle_done()
         if self._online is not None:
             self._take_looks(self._online)
+        if self._erasures is not None:
+            for forget in self._erasures.due():
+                self._send_off(self._options.routes[forget.topic].kind, [forget])
         if not self._tickets:
             self._poll(0.0 if self._stash else IDLE_WAIT_S)
         if self._stash or len(self._tickets) < TICKETS_MAX:
@@ -249,7 +255,7 @@ class Source:
 
     def _hand_over(self, messages: list[Row]) -> None:
         rows, events = group(messages)
-        ticket_batches: list[EventBatch] = []
+        ticket_batches: list[EventBatch | Forget] = []
         for key, found in rows.items():
             owned = self._owned.get(key)
             if owned is None:
@@ -259,7 +265,10 @@ class Source:
             self._sizer.cut(len(found), len(made))
             owned.next_offset = found[-1].offset() + 1
             owned.end_told = made[-1].at_end
-            ticket_batches += made
+            if self._erasures is None:
+                ticket_batches += made
+            else:
+                ticket_batches += [p for one in made for p in self._erasures.cut(owned, one)]
         for event in events:
             ticket_batches += self._serve_event(event)
         self._submit_all(ticket_batches)
@@ -272,14 +281,14 @@ class Source:
             if (look.topic, look.partition) in self._owned:
                 self._send_off(self._options.routes[look.topic].kind, [look])
 
-    def _submit_all(self, made: list[EventBatch]) -> None:
+    def _submit_all(self, made: Sequence[EventBatch | Forget]) -> None:
         routes = self._options.routes
-        made.sort(key=lambda batch: -routes[batch.topic].rank)
+        made = sorted(made, key=lambda batch: -routes[batch.topic].rank)
         for kind, members in itertools.groupby(made, lambda batch: routes[batch.topic].kind):
             self._send_off(kind, list(members))
 
-    def _send_off(self, kind: str, batches: list[EventBatch | Look]) -> None:
-        ticket = Ticket(kind, batches, submitted_s=time.monotonic())
+    def _send_off(self, kind: str, batches: Sequence[EventBatch | Look | Forget]) -> None:
+        ticket = Ticket(kind, list(batches), submitted_s=time.monotonic())
         self._tickets.append(ticket)
         self._submit(ticket)
 
@@ -359,10 +368,21 @@ class Source:
                     self._sent(owned, batch, outputs)
                 if self._online is not None:
                     self._online.settled(batch, outputs)
+                if isinstance(batch, Forget):
+                    self._forgotten(batch, outputs)
         finally:
             self._sending = False
         if self._replaying:
             self._report_replay()
+
+    def _forgotten(self, forget: Forget, outputs: Outputs) -> None:
+        """Let it be said that a key is forgotten, once the online store knows nothing of it."""
+        slots = outputs.forgotten
+        if self._erasures is None or slots is None:
+            return
+        confirm = self._erasures.confirm
+        if self._online is None or not self._online.forgotten(forget, slots, confirm):
+            confirm(forget, len(slots))
 
     def _sent(self, owned: OwnedPartition, batch: EventBatch, outputs: Outputs) -> None:
         if len(batch):
@@ -439,6 +459,8 @@ class Source:
                 processor = self._build(owned.topic, owned.partition)
                 self._table.assign(owned.topic, owned.partition, owned.epoch, processor)
                 self._owned[owned.topic, owned.partition] = owned
+            if self._erasures is not None:
+                self._erasures.assigned(started)
             consumer.incremental_assign(
                 [TopicPartition(o.topic, o.partition, o.next_offset) for o in started]
             )
@@ -476,6 +498,8 @@ class Source:
     def _release(self, partitions: list[TopicPartition], *, flush: bool) -> None:
         if self._online is not None:
             self._online.released([(one.topic, one.partition) for one in partitions], flush=flush)
+        if self._erasures is not None:
+            self._erasures.released([(one.topic, one.partition) for one in partitions])
         for partition in partitions:
             self._owned.pop((partition.topic, partition.partition), None)
             self._table.drop(partition.topic, partition.partition)

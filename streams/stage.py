@@ -16,6 +16,7 @@ from headrace.features.columns import value_matrix
 from headrace.features.state import EntityState
 from headrace.features.vector import stage_ages, stage_features
 from headrace.streams.batch import Outputs
+from headrace.streams.erasures import ErasedRows
 from headrace.streams.exits import Onward, exit_of
 from headrace.streams.lanes import RESUMED
 from headrace.streams.online_tap import OnlineTap
@@ -26,7 +27,7 @@ from headrace.streams.sieve import SourceSieve
 
 if TYPE_CHECKING:
     from headrace.features.plan import PipelinePlan, StagePlan
-    from headrace.streams.batch import EventBatch, Look, Undoable
+    from headrace.streams.batch import EventBatch, Forget, Look, Undoable
     from headrace.streams.context import ProcessorContext
     from headrace.streams.rekey import StreamRows
 
@@ -66,6 +67,7 @@ class DirectStageProcessor:
         self._routes = SourceRoutes(plan, source.name, partition)
         self._state = EntityState(stage)
         self._exit = exit_of(plan, stage_index, partition, context)
+        self._erased = ErasedRows()
         self._tap = OnlineTap(self._state) if stage_index in context.online else None
         taps = [] if self._tap is None else [self._tap]
         self._parts: tuple[Undoable, ...] = (
@@ -73,6 +75,7 @@ class DirectStageProcessor:
             self._routes,
             self._state,
             self._exit,
+            self._erased,
             *taps,
         )
         self._last = self._saved_last = RESUMED
@@ -101,6 +104,7 @@ class DirectStageProcessor:
             events.known_at_ms,
             value_matrix(self._stage, events.source.name, events),
             np.ones(count, bool),
+            self._erased.counting(keys, events.source.name, rows.partition, rows.offset),
         )
         if self._tap is not None:
             self._tap.touched(batch, applied.slots, outputs)
@@ -121,6 +125,14 @@ class DirectStageProcessor:
         """Return keys for the online store; the stage must serve some."""
         assert self._tap is not None, self._stage.entity
         return self._tap.look(look)
+
+    def forget(self, forget: Forget) -> Outputs:
+        """Drop what is kept of a key, and let its rows below the bounds count for nothing."""
+        self._erased.add(forget)
+        slots = self._state.forget(forget.key)
+        if self._tap is not None:
+            self._tap.forget(slots)
+        return Outputs(forgotten=slots)
 
     def _owned_keys(self, rows: StreamRows) -> pa.Array:
         """Return the rows' keys; null where the Kafka key says nothing of the owner."""

@@ -290,6 +290,7 @@ class Driver:
             models=self.models,
             max_record_bytes=MAX_RECORD_BYTES,
             app_version="test",
+            engine="test",
             online=self._online,
         )
 

@@ -11,22 +11,25 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from headrace.streams.batch import EventBatch, Look, Outputs, Processor, Viewer
+from headrace.streams.batch import EventBatch, Forget, Look, Outputs, Processor, Viewer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable
 
+    from headrace.streams.batch import Forgetter
+
 
 @dataclass(slots=True)
 class Ticket:
-    """Batches, or a look, for one kind of processor; ``future`` yields the outputs in their order.
+    """Batches with forgets between them, or a look, for one kind of processor.
 
+    ``future`` yields the outputs in their order.
     ``done`` collects the outputs, so that work that was interrupted goes on where it stopped.
     The times are readings of a monotonic clock.
     """
 
     kind: str
-    batches: list[EventBatch | Look]
+    batches: list[EventBatch | Look | Forget]
     future: Future[list[Outputs]] = field(default_factory=Future)
     done: list[Outputs] = field(default_factory=list)
     submitted_s: float = 0.0
@@ -61,7 +64,7 @@ class ProcessorTable:
         """Forget the partition's processor and its state, if there is one."""
         self._owners.pop((topic, partition), None)
 
-    def find(self, batch: EventBatch | Look) -> Processor | None:
+    def find(self, batch: EventBatch | Look | Forget) -> Processor | None:
         """Return the processor of the batch's partition and epoch, or None if it is gone."""
         epoch, processor = self._owners.get((batch.topic, batch.partition), (-1, None))
         return processor if epoch == batch.epoch else None
@@ -76,6 +79,8 @@ def process(table: ProcessorTable, ticket: Ticket) -> None:
             outputs = Outputs()
         elif isinstance(batch, Look):
             outputs = cast("Viewer", processor).look(batch)
+        elif isinstance(batch, Forget):
+            outputs = cast("Forgetter", processor).forget(batch)
         else:
             outputs = processor.process(batch)
         outputs.stage_seconds = time.perf_counter() - started_s

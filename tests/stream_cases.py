@@ -14,6 +14,7 @@ from oracle import Event, run
 import headrace as hr
 from headrace.features.compiler import compile_pipeline
 from headrace.features.vector import stage_ages, stage_features
+from headrace.streams.batch import EventBatch
 from headrace.streams.testing import once
 
 if TYPE_CHECKING:
@@ -242,3 +243,33 @@ def differences(snapshots: pa.Table, wanted: dict[int, dict[str, float]]) -> lis
             if got != (None if math.isnan(value) else value):
                 wrong.append((identity, name, got, value))
     return wrong
+
+
+class DriverLog:
+    """A driver's topics, read in batches of ``rows``."""
+
+    def __init__(self, driver, rows=37, forgets=None):
+        self.driver, self.rows = driver, rows
+        self.forgotten = forgets or {}
+        self.read = 0
+
+    def forgets(self, stage, partition):
+        return self.forgotten.get((stage.topic, partition), [])
+
+    def batches(self, topic, partition):
+        log = self.driver._logs[topic][partition]
+        for start in range(0, len(log), self.rows):
+            messages = log[start : start + self.rows]
+            self.read += len(messages)
+            yield EventBatch(
+                topic=topic,
+                partition=partition,
+                epoch=0,
+                offsets=np.arange(start, start + len(messages)),
+                arrival_time_ms=np.array([m.timestamp_ms for m in messages], np.int64),
+                keys=[m.key for m in messages],
+                values=[m.value for m in messages],
+                headers=[m.headers for m in messages],
+                emit_from=0,
+                at_end=False,
+            )

@@ -42,6 +42,11 @@ COMMANDS: dict[str, Entry] = {
     "backfill": Entry("headrace.cli.backfill:backfill", "Write Feast's offline tables."),
     "train": Entry("headrace.cli.train:train", "Train a model on the pipeline's history."),
     "deploy": Entry("headrace.cli.deploy:deploy", "Put a model live on the running workers."),
+    "explain": Entry("headrace.cli.explain:explain", "Show how a prediction came about."),
+    "replay": Entry(
+        "headrace.cli.replay:replay", "Compute predictions again, and compare bit for bit."
+    ),
+    "erase": Entry("headrace.cli.erase:erase", "Forget a key: in states, Redis and the lake."),
     "rebuild-online": Entry(
         "headrace.cli.rebuild_online:rebuild_online", "Write every entity to Redis again."
     "drift": Entry(

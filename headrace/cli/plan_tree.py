@@ -35,7 +35,8 @@ def plan_tree(target: Target) -> Tree:
     tree = Tree(f"project [bold]{plan.project}[/]")
     for pipeline in plan.pipelines:
         _add_pipeline(tree, pipeline, target.decoders)
-    partitions = {topic.partitions for topic in target.topics if topic.role != "deployments"}
+    single = {"deployments", "erasures"}
+    partitions = {topic.partitions for topic in target.topics if topic.role not in single}
     branch = tree.add(f"topics: {len(target.topics)}, {_join(partitions)} partitions each")
     for topic in target.topics:
         config = ", ".join(f"{k}={v}" for k, v in topic.config.items())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headrace.cli.options import AsJson, Folder
+from headrace.cli.options import AsJson, Folder, epoch_ms
 
 if TYPE_CHECKING:
     from headrace.training.split import Period
@@ -77,6 +76,7 @@ def train(
             test=test,
             as_of=as_of,
             from_lake=from_lake,
+            project, pipeline, data or [], start=epoch_ms(start), end=epoch_ms(end), test=test
         )
         run = run_training(
             training.plan,

@@ -58,7 +58,9 @@ def test_every_metric_is_documented(repository: Path) -> None:
     assert _first_column(repository / "docs" / "topics.md", "Metrics") == names
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/first-project.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/first-project.md", "docs/receipts.md", "CONTRIBUTING.md"]
+)
 def test_every_command_in_the_docs_exists(repository: Path, page: str) -> None:
     from headrace.cli.main import COMMANDS
 

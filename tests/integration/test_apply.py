@@ -70,6 +70,7 @@ def expected_topics(name):
         f"{name}.predictions": 4,
         f"{name}.snapshots": 4,
         f"{name}.deployments": 1,
+        f"{name}.erasures": 1,
     }
 
 

@@ -42,9 +42,9 @@ def round_trip(schema: str, row: dict[str, object]) -> None:
 @pytest.mark.parametrize("score", [0.25, None])
 def test_a_prediction_survives_the_wire(score: float | None) -> None:
     model = (
-        {"model": "fraud", "model_version": "3"}
+        {"model": "fraud", "model_version": "3", "model_hash": "0f" * 8, "engine": "0.1.0+ab"}
         if score
-        else {"model": None, "model_version": None}
+        else {"model": None, "model_version": None, "model_hash": None, "engine": None}
     )
     status = {"status": "ok" if score else "no_model", "role": "champion", "revision": 7}
 

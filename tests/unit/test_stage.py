@@ -23,6 +23,7 @@ class AmountModel:
     model: str = "amounts"
     role: str = "champion"
     factor: float = 0.5
+    sha256: str = "ab" * 32
 
     def score(self, vector):
         return vector[:, 0] * self.factor
@@ -70,6 +71,8 @@ def test_a_prediction_says_whose_score_it_is_and_a_new_model_holds_from_the_next
     assert [row["score"] for row in rows] == [4.0] * 3 + [16.0] * 3
     assert [row["model_version"] for row in rows] == ["1"] * 3 + ["2"] * 3
     assert [row["revision"] for row in rows] == [1] * 3 + [2] * 3
+    assert {row["model_hash"] for row in rows} == {"ab" * 8}
+    assert {row["engine"] for row in rows} == {"test"}
     assert {row["status"] for row in rows} == {"ok"}
     assert {row["role"] for row in rows} == {"champion"}
 

@@ -29,6 +29,7 @@ def test_every_topic_of_a_project_is_made_once():
         "reports.dlq",
         "reports.late",
         "shop.deployments",
+        "shop.erasures",
         "transactions",
         "transactions.dlq",
         "transactions.late",
