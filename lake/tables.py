@@ -33,6 +33,16 @@ RECORD_FIELDS: Final = pa.schema(
         pa.field(ARRIVAL_TIME, pa.timestamp("us", "UTC")),
     ]
 )
+#: What a table of rejected records holds, before the record's fields: key and value are its bytes.
+REJECTED_FIELDS: Final = pa.schema(
+    [
+        pa.field("reason", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("key", pa.binary()),
+        pa.field("value", pa.binary()),
+        *RECORD_FIELDS,
+    ]
+)
 _LOG: Final = "_delta_log"
 _BATCH_ROWS: Final = 262_144
 
@@ -45,6 +55,11 @@ def predictions_table(pipeline: str) -> str:
 def snapshots_table(pipeline: str) -> str:
     """Return the name of the table with a pipeline's snapshots."""
     return f"{pipeline}_snapshots"
+
+
+def rejected_table(name: str) -> str:
+    """Return the name of the table with those of a topic's records that could not be decoded."""
+    return f"{name}_rejected"
 
 
 def progress_id(topic_id: str, partition: int) -> str:

@@ -16,6 +16,7 @@ from headrace.features.output_schemas import output_schemas
 from headrace.runtime import topics
 from headrace.runtime.clock import SystemClock
 from headrace.runtime.errors import KafkaUnavailableError, explain
+from headrace.runtime.health import HealthServer
 from headrace.runtime.kafka import admin, topic_ids
 from headrace.runtime.logging import get_logger
 from headrace.schemas.codec import RecordEncoder
@@ -26,7 +27,6 @@ from headrace.streams.context import ProcessorContext
 from headrace.streams.deployments import DeploymentFollower, LiveModels
 from headrace.streams.environment import HINT, Environment, open_environment
 from headrace.streams.errors import NotAppliedError
-from headrace.streams.health import HealthServer
 from headrace.streams.processors import build, input_topics
 from headrace.streams.source import TICKETS_MAX, Route, Source, SourceOptions
 from headrace.streams.telemetry import Telemetry

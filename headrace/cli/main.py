@@ -36,6 +36,8 @@ COMMANDS: dict[str, Entry] = {
     "train": Entry("headrace.cli.train:train", "Train a model on the pipeline's history."),
     "deploy": Entry("headrace.cli.deploy:deploy", "Put a model live on the running workers."),
     "dlq": Entry("headrace.cli.dlq:app", "Look at records that were refused, and replay them."),
+    "lake": Entry("headrace.cli.lake:lake", "Keep the lake's tables up with the topics."),
+    "sql": Entry("headrace.cli.sql:sql", "Query the lake's tables."),
     "fetch": Entry("headrace.cli.fetch:fetch", "Download the embedded Kafka ahead of time."),
     "down": Entry("headrace.cli.down:down", "Stop what 'up' started; the data stays."),
 }

@@ -1,4 +1,4 @@
-"""The worker's small HTTP server: /metrics, /live and /ready. It answers while state is restored.
+"""A small HTTP server for a long-running process: /metrics, /live and /ready, whatever it is doing.
 
 It runs on threads of its own, so that a long replay or a busy event loop cannot make the process
 look dead.
