@@ -23,7 +23,7 @@ from headrace.features.definitions import Entity, FeatureView, Pipeline, Source
 from headrace.features.durations import duration_ms
 from headrace.features.errors import DefinitionError, Location, ProjectError, refuse
 from headrace.runtime.errors import explain
-from headrace.runtime.settings import load_settings
+from headrace.runtime.settings import SETTINGS_FILE, load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -115,6 +115,17 @@ def load_project(folder: Path | str) -> Project:
         pipelines=pipelines,
         schemas={s.name: _schema(folder, s) for s in sources if not _carries_schema(s)},
     )
+
+
+def project_of(items: Iterable[object]) -> Project | None:
+    """Return the project whose definitions file made one of the items, None if that is no one."""
+    for item in items:
+        location: Location | None = getattr(item, "location", None)
+        if location is not None and Path(location.file).name == DEFINITIONS_FILE:
+            folder = Path(location.file).parent
+            if (folder / SETTINGS_FILE).is_file():
+                return load_project(folder)
+    return None
 
 
 def _by_name(items: Sequence[D], name: str, what: str) -> D:

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
 
 from headrace.features.kernels.journal import abort_journal, commit_journal
 from headrace.features.kernels.keys import key_columns, read_only
-from headrace.features.kernels.layout import SIZE_CLASSES, Layout, build_layout
+from headrace.features.kernels.layout import NEVER, SIZE_CLASSES, Layout, build_layout
 from headrace.features.kernels.memory import (
     M_ARENA,
     M_BASE_ARENA,
@@ -29,12 +30,11 @@ from headrace.features.kernels.memory import (
     META_WORDS,
     Memory,
 )
+from headrace.features.kernels.probe import Probe, build_ticks, distinct_slots, probe_slots
 from headrace.features.kernels.rows import Rows, apply_rows
 from headrace.features.kernels.slots import rehash_slots, resolve_slots
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from headrace.features.kernels.slots import Keys
     from headrace.features.plan import StagePlan
 
@@ -51,10 +51,31 @@ class Applied:
         aggregates: float64[n, len(stage.aggregates)]; NaN is null, and all rows not scored.
         incomplete: bool[n]; a window of the row reaches back to cells that were already dropped
             (older than the ring's retention behind the key's newest scored time).
+        slots: int64[n]; the number of the row's key in this state, -1 for none.
     """
 
     aggregates: np.ndarray
     incomplete: np.ndarray
+    slots: np.ndarray
+
+
+@dataclass(slots=True)
+class Probed:
+    """What keys look like at a time, without being moved there.
+
+    Attributes:
+        aggregates: float64[n, len(stage.aggregates)]; NaN is null.
+        event_time_ms: int64[n]; the key's newest scored time, ``NEVER`` if it was never scored.
+        as_of_ms: int64[n]; the time that the aggregates are of, ``NEVER`` likewise.
+        due_ms: int64[n]; from this time on an aggregate is another with no new row, rounded up to
+            a thousandth of its window, a second at least; ``FAR`` if that never comes. The ages of
+            the stage's views do not count.
+    """
+
+    aggregates: np.ndarray
+    event_time_ms: np.ndarray
+    as_of_ms: np.ndarray
+    due_ms: np.ndarray
 
 
 class EntityState:
@@ -67,6 +88,9 @@ class EntityState:
         self._layout = Layout(*map(read_only, build_layout(stage)))
         self._stage = stage
         self._transactions = 0
+        read = {index for feature in stage.features for index in feature.aggregates}
+        self._ticks = build_ticks(self._layout, {age.aggregate for age in stage.ages} - read)
+        self._marks = np.zeros(_FIRST_KEYS, dtype=np.int8)
         width, rings = len(self._layout.header), len(stage.rings)
         pool = np.zeros(_FIRST_WORDS, dtype=np.int64)
         self._memory = Memory(
@@ -145,7 +169,45 @@ class EntityState:
             count
         ):
             self._make_room()
-        return Applied(aggregates, incomplete)
+        return Applied(aggregates, incomplete, slots)
+
+    def probe(self, slots: np.ndarray, at_ms: int = NEVER) -> Probed:
+        """Look at keys at ``at_ms``, or at their newest scored time where that is later.
+
+        The same as a bare scored ask there, but the state keeps every bit as it is.
+
+        Args:
+            slots: int64[n], numbers of keys (``Applied.slots``, or below ``key_count``).
+            at_ms: Epoch ms.
+
+        Cost: O(aggregates) for a key whose windows stand there, else also the cells between.
+        """
+        count = len(slots)
+        found = Probe(
+            np.empty((count, len(self._stage.aggregates))),
+            *(np.empty(count, dtype=np.int64) for _ in range(3)),
+        )
+        probe_slots(self._layout, self._memory, slots, at_ms, self._ticks, found)
+        return Probed(*found)
+
+    def distinct(self, slots: np.ndarray) -> np.ndarray:
+        """Return each slot once, in the order of first sight, without those below 0."""
+        self._marks = _with_room(self._marks, self.key_count)
+        found = np.empty(len(slots), dtype=np.int64)
+        return found[: distinct_slots(slots, self._marks, found)]
+
+    def keys(self, first: int) -> pa.Array:
+        """Return the keys of all slots from ``first`` on: int64, large strings or large binary."""
+        keys = self._memory.keys[first : self.key_count]
+        if self._stage.key_kind == "int64":
+            return pa.array(keys[:, 0].copy())
+        # Keys are never taken out, so their bytes lie in the order of their slots.
+        start = int(keys[0, 0]) if len(keys) else 0
+        offsets = np.zeros(len(keys) + 1, dtype=np.int64)
+        np.cumsum(keys[:, 1], out=offsets[1:])
+        data = self._memory.arena[start : start + offsets[-1]].copy()
+        kind = pa.LargeStringArray if self._stage.key_kind == "string" else pa.LargeBinaryArray
+        return kind.from_buffers(len(keys), pa.py_buffer(offsets), pa.py_buffer(data))
 
     def begin(self) -> None:
         """Open a transaction: from here on changes can be undone."""

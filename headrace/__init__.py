@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         where,
     )
     from headrace.features.project import load_project as load
+    from headrace.features.store.reader import online, online_reader
     from headrace.lake.history import history
 
 _DEFINITIONS = "headrace.features.definitions"
@@ -66,6 +67,8 @@ _PLACES = {
     "mean": (_DEFINITIONS, "mean"),
     "min": (_DEFINITIONS, "min_"),
     "minimum": (_FORMULAS, "minimum"),
+    "online": ("headrace.features.store.reader", "online"),
+    "online_reader": ("headrace.features.store.reader", "online_reader"),
     "ratio": (_DEFINITIONS, "ratio"),
     "sum": (_DEFINITIONS, "sum_"),
     "weekday": (_FORMULAS, "weekday"),
@@ -94,6 +97,8 @@ __all__ = [
     "mean",
     "min",
     "minimum",
+    "online",
+    "online_reader",
     "ratio",
     "sum",
     "weekday",

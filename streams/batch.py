@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    import pyarrow as pa
 
 
 @dataclass(slots=True)
@@ -54,9 +55,57 @@ class SingleOutput:
     timestamp_ms: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A wish to look at the keys of one topic partition, worked on between two batches.
+
+    ``clock_ms`` is the partition's clock: keys whose values are others by then are told as of it;
+    None: no key is. With a ``pass_number`` above 0 all keys are gone over, from the first one on,
+    and those told that changed after version ``since``; 0: what is under way goes on.
+    """
+
+    topic: str
+    partition: int
+    epoch: int
+    clock_ms: int | None = None
+    pass_number: int = 0
+    since: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineBlock:
+    """What some keys of a stage's partition look like, for the online store.
+
+    ``slots`` int64[n] number the keys, ``aggregates`` is float64[n, a], ``event_time_ms`` int64[n]
+    the keys' newest events, ``as_of_ms`` int64[n] the time that the aggregates are of. ``version``
+    is the next offset of the stage's input: all changes by offsets below are in this block or in
+    ones before it. ``keys`` are those of the slots from ``first_key`` on, told here first.
+
+    Of a pass over ``total`` keys ``left`` are still to come; ``ended_pass`` is its number in its
+    last block, 0 in all others. ``more``: another look would tell more at once.
+    """
+
+    version: int
+    slots: np.ndarray
+    aggregates: np.ndarray
+    event_time_ms: np.ndarray
+    as_of_ms: np.ndarray
+    first_key: int
+    keys: pa.Array
+    total: int = 0
+    left: int = 0
+    ended_pass: int = 0
+    more: bool = False
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+
 @dataclass(slots=True)
 class Outputs:
     """All that one batch causes, to be sent before its offset is committed.
+
+    ``online`` may go to the online store once the batch's offset is committed.
 
     ``rejected`` counts rows by DLQ reason; ``scored_arrival_time_ms`` holds the broker's timestamps
     of the scored events (for the end-to-end latency), None when nothing was scored.
@@ -71,7 +120,32 @@ class Outputs:
     rejected: Counter[str] = field(default_factory=Counter)
     scored_arrival_time_ms: np.ndarray | None = None
     event_time_ms_max: int | None = None
+    online: list[OnlineBlock] = field(default_factory=list)
     stage_seconds: float = 0.0
+
+
+class Undoable(Protocol):
+    """What can go back to where it was."""
+
+    def begin(self) -> None:
+        """Remember the state, for ``abort``."""
+        ...
+
+    def commit(self) -> None:
+        """Forget what ``begin`` remembered."""
+        ...
+
+    def abort(self) -> None:
+        """Go back to the state at ``begin``."""
+        ...
+
+
+class Viewer(Protocol):
+    """A processor whose keys are served online; called by the thread that calls ``process``."""
+
+    def look(self, look: Look) -> Outputs:
+        """Return a bounded number of keys as blocks."""
+        ...
 
 
 class Processor(Protocol):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from headrace.features.plan import SourcePlan
+    from headrace.features.store.views import OnlineEntity
     from headrace.schemas.codec import Decoded
 
 
@@ -78,6 +79,7 @@ class ProcessorContext:
         models: Which model is live.
         max_record_bytes: Longer source records are refused.
         app_version: Written into the headers of DLQ records.
+        online: By index of the stage, what it serves online; nothing by default.
 
     """
 
@@ -89,3 +91,4 @@ class ProcessorContext:
     models: ModelTable
     max_record_bytes: int
     app_version: str
+    online: Mapping[int, OnlineEntity] = field(default_factory=dict)

@@ -19,13 +19,14 @@ from headrace.streams.batch import Outputs
 from headrace.streams.errors import LaneError
 from headrace.streams.exits import Onward, exit_of
 from headrace.streams.lanes import NEVER, Lane, LaneNote, LaneTable
+from headrace.streams.online_tap import OnlineTap
 from headrace.streams.rekey import hop_to
 from headrace.streams.routes import emits, opens
 from headrace.streams.stage import entity_keys_of, with_stage
 
 if TYPE_CHECKING:
     from headrace.features.plan import PipelinePlan
-    from headrace.streams.batch import EventBatch
+    from headrace.streams.batch import EventBatch, Look, Undoable
     from headrace.streams.context import ProcessorContext
     from headrace.streams.lanes import Released
     from headrace.streams.rekey import StreamRows
@@ -64,6 +65,9 @@ class RekeyedStageProcessor:
         self._lanes = lane_table(plan, stage_index, context)
         self._state = EntityState(stage)
         self._exit = exit_of(plan, stage_index, partition, context)
+        self._tap = OnlineTap(self._state) if stage_index in context.online else None
+        taps = [] if self._tap is None else [self._tap]
+        self._parts: tuple[Undoable, ...] = (self._lanes, self._state, self._exit, *taps)
         self._scored_inputs = np.array([stage_input.scored for stage_input in stage.inputs])
         self._position = 0
         self._watermark_ms = NEVER
@@ -94,9 +98,11 @@ class RekeyedStageProcessor:
             runs = self._lanes.release()
             if runs:
                 steps.append(_Step(runs, offset >= batch.emit_from))
-        rows, position = None, None
+        rows, position, slots = None, None, None
         if steps:
-            rows, position = self._apply(self._sequence(steps), outputs)
+            rows, position, slots = self._apply(self._sequence(steps), outputs)
+        if self._tap is not None:
+            self._tap.touched(batch, slots, outputs)
         self._watermark_ms = max(self._watermark_ms, self._lanes.watermark_ms)
         if emits(batch):
             at_end = batch.at_end and self._lanes.all_at_end
@@ -104,6 +110,11 @@ class RekeyedStageProcessor:
             last, watermark_ms = self._position - 1, self._watermark_ms
             self._exit.write(Onward(rows, position, last, watermark_ms, at_end, opening), outputs)
         return outputs
+
+    def look(self, look: Look) -> Outputs:
+        """Return keys for the online store; the stage must serve some."""
+        assert self._tap is not None, self._stage.entity
+        return self._tap.look(look)
 
     def _take_in(self, batch: EventBatch, index: int) -> bool:
         """Take a message in; return whether all it says is that its lane is not at its end."""
@@ -167,8 +178,8 @@ class RekeyedStageProcessor:
 
     def _apply(
         self, sequence: _Sequence, outputs: Outputs
-    ) -> tuple[StreamRows | None, np.ndarray | None]:
-        """Apply rows to the state; return those to be handed on, and their positions."""
+    ) -> tuple[StreamRows | None, np.ndarray | None, np.ndarray]:
+        """Apply rows to the state; return those to hand on, their positions, and all slots."""
         stage, inputs = self._stage, self._stage.inputs
         groups = sequence.groups
         place = _joined([sequence.place[index] for index in groups])
@@ -193,7 +204,7 @@ class RekeyedStageProcessor:
         )
         asked = next((index for index in groups if inputs[index].scored), None)
         if asked is None:
-            return None, None
+            return None, None, applied.slots
         ranks = np.flatnonzero(scored)
         position = self._position + np.arange(ranks.size)
         self._position += ranks.size
@@ -205,7 +216,7 @@ class RekeyedStageProcessor:
         if not emitting.all():
             ranks, position = ranks[emitting], position[emitting]
             if not ranks.size:
-                return None, None
+                return None, None, applied.slots
         # Where each asked row stands within its own group.
         within = np.empty(place.size, np.int64)
         within[sequence.place[asked]] = np.arange(len(rows))
@@ -215,23 +226,23 @@ class RekeyedStageProcessor:
         aggregates, incomplete = applied.aggregates, applied.incomplete
         if ranks.size < place.size:
             aggregates, incomplete = aggregates[ranks], incomplete[ranks]
-        return with_stage(stage, rows, aggregates, incomplete), position
+        return with_stage(stage, rows, aggregates, incomplete), position, applied.slots
 
     def begin(self) -> None:
         """Remember the state, for ``abort``."""
         self._saved = (self._position, self._watermark_ms)
-        for part in (self._lanes, self._state, self._exit):
+        for part in self._parts:
             part.begin()
 
     def commit(self) -> None:
         """Forget what ``begin`` remembered."""
-        for part in (self._lanes, self._state, self._exit):
+        for part in self._parts:
             part.commit()
 
     def abort(self) -> None:
         """Go back to the state at ``begin``."""
         self._position, self._watermark_ms = self._saved
-        for part in (self._lanes, self._state, self._exit):
+        for part in self._parts:
             part.abort()
 
 

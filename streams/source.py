@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
+from headrace.streams.batch import EventBatch, Look
 from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, producer_properties
 from headrace.streams.errors import DeliveryError, PositionError
 from headrace.streams.intake import BatchSizer, Row, backlog_batch, batches, end_batch, group
@@ -28,7 +29,8 @@ from headrace.streams.tickets import ProcessorTable, Ticket
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from headrace.streams.batch import EventBatch, Outputs, Processor
+    from headrace.streams.batch import Outputs, Processor
+    from headrace.streams.online_feed import OnlineFeed
 
 log = get_logger(__name__)
 
@@ -136,14 +138,17 @@ class Source:
         build: Callable[[str, int], Processor],
         submit: Callable[[Ticket], None],
         watcher: SourceWatcher,
+        online: OnlineFeed | None = None,
     ) -> None:
         self._options = options
         self._table = table
         self._build = build
         self._submit = submit
         self._watcher = watcher
+        self._online = online
         self._owned: dict[tuple[str, int], OwnedPartition] = {}
         self._tickets: deque[Ticket] = deque()
+        self._looks: deque[Look] = deque()
         self._stash: list[Row] = []
         self._epoch = 0
         self._sizer = BatchSizer(options.batch_rows_max, options.batch_budget_ms / 1000)
@@ -206,6 +211,8 @@ class Source:
     def _step(self) -> None:
         """Send what is done, take what is there, and sleep only where something will wake us."""
         self._settle_done()
+        if self._online is not None:
+            self._take_looks(self._online)
         if not self._tickets:
             self._poll(0.0 if self._stash else IDLE_WAIT_S)
         if self._stash or len(self._tickets) < TICKETS_MAX:
@@ -257,13 +264,24 @@ class Source:
             ticket_batches += self._serve_event(event)
         self._submit_all(ticket_batches)
 
+    def _take_looks(self, online: OnlineFeed) -> None:
+        """Hand over looks, one a ticket and never more than there is room for."""
+        self._looks.extend(online.looks())
+        while self._looks and len(self._tickets) < TICKETS_MAX:
+            look = self._looks.popleft()
+            if (look.topic, look.partition) in self._owned:
+                self._send_off(self._options.routes[look.topic].kind, [look])
+
     def _submit_all(self, made: list[EventBatch]) -> None:
         routes = self._options.routes
         made.sort(key=lambda batch: -routes[batch.topic].rank)
         for kind, members in itertools.groupby(made, lambda batch: routes[batch.topic].kind):
-            ticket = Ticket(kind, list(members), submitted_s=time.monotonic())
-            self._tickets.append(ticket)
-            self._submit(ticket)
+            self._send_off(kind, list(members))
+
+    def _send_off(self, kind: str, batches: list[EventBatch | Look]) -> None:
+        ticket = Ticket(kind, batches, submitted_s=time.monotonic())
+        self._tickets.append(ticket)
+        self._submit(ticket)
 
     def _high_offset(self, owned: OwnedPartition) -> int:
         known = self._consumer.get_watermark_offsets(
@@ -336,17 +354,23 @@ class Source:
                 owned = self._owned.get((batch.topic, batch.partition))
                 if owned is None or owned.epoch != batch.epoch:
                     continue
-                self._guarantee.send(outputs)
-                if len(batch):
-                    owned.done_offset = int(batch.offsets[-1]) + 1
-                    owned.newest_arrival_ms = int(batch.arrival_time_ms[-1])
-                if batch.at_end and owned.end_told and owned.next_offset >= owned.high_offset:
-                    owned.done_offset = max(owned.done_offset, owned.next_offset)
-                self._watcher.sent(batch, outputs)
+                if isinstance(batch, EventBatch):
+                    self._guarantee.send(outputs)
+                    self._sent(owned, batch, outputs)
+                if self._online is not None:
+                    self._online.settled(batch, outputs)
         finally:
             self._sending = False
         if self._replaying:
             self._report_replay()
+
+    def _sent(self, owned: OwnedPartition, batch: EventBatch, outputs: Outputs) -> None:
+        if len(batch):
+            owned.done_offset = int(batch.offsets[-1]) + 1
+            owned.newest_arrival_ms = int(batch.arrival_time_ms[-1])
+        if batch.at_end and owned.end_told and owned.next_offset >= owned.high_offset:
+            owned.done_offset = max(owned.done_offset, owned.next_offset)
+        self._watcher.sent(batch, outputs)
 
     def _commit(self, wait: bool) -> None:
         self._next_commit_s = time.monotonic() + self._options.commit_interval_ms / 1000
@@ -361,6 +385,8 @@ class Source:
             for position in positions:
                 owned = self._owned[position.topic, position.partition]
                 owned.committed_offset = position.offset
+            if self._online is not None:
+                self._online.committed()
 
     def _tick(self, now_s: float) -> None:
         self._next_tick_s = now_s + 1.0
@@ -426,6 +452,8 @@ class Source:
         self._assigned_once = self._replaying = True
         self._next_report_s = 0.0
         self._watcher.assigned(list(self._owned.values()))
+        if self._online is not None:
+            self._online.assigned(started)
         # Who owned them before may have told the next stage that they were at their end.
         self._submit_all([backlog_batch(one) for one in started if one.high_offset > one.emit_from])
         self._report_replay()
@@ -438,14 +466,16 @@ class Source:
                 self._commit(wait=True)
         except BaseException as error:  # noqa: BLE001 -- raised again by the loop
             self._fault = error
-        self._release(partitions)
+        self._release(partitions, flush=True)
 
     def _on_lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Drop partitions that another worker may own already: nothing of them is committed."""
         log.warning("partitions_lost", count=len(partitions))
-        self._release(partitions)
+        self._release(partitions, flush=False)
 
-    def _release(self, partitions: list[TopicPartition]) -> None:
+    def _release(self, partitions: list[TopicPartition], *, flush: bool) -> None:
+        if self._online is not None:
+            self._online.released([(one.topic, one.partition) for one in partitions], flush=flush)
         for partition in partitions:
             self._owned.pop((partition.topic, partition.partition), None)
             self._table.drop(partition.topic, partition.partition)

@@ -18,6 +18,7 @@ from headrace.features.vector import stage_ages, stage_features
 from headrace.streams.batch import Outputs
 from headrace.streams.exits import Onward, exit_of
 from headrace.streams.lanes import RESUMED
+from headrace.streams.online_tap import OnlineTap
 from headrace.streams.partitioning import PartitioningCheck, placing
 from headrace.streams.rekey import ARROW_TYPES
 from headrace.streams.routes import SourceRoutes, emits, emitted, last_offset, opens, source_rows
@@ -25,7 +26,7 @@ from headrace.streams.sieve import SourceSieve
 
 if TYPE_CHECKING:
     from headrace.features.plan import PipelinePlan, StagePlan
-    from headrace.streams.batch import EventBatch
+    from headrace.streams.batch import EventBatch, Look, Undoable
     from headrace.streams.context import ProcessorContext
     from headrace.streams.rekey import StreamRows
 
@@ -65,6 +66,15 @@ class DirectStageProcessor:
         self._routes = SourceRoutes(plan, source.name, partition)
         self._state = EntityState(stage)
         self._exit = exit_of(plan, stage_index, partition, context)
+        self._tap = OnlineTap(self._state) if stage_index in context.online else None
+        taps = [] if self._tap is None else [self._tap]
+        self._parts: tuple[Undoable, ...] = (
+            self._sieve,
+            self._routes,
+            self._state,
+            self._exit,
+            *taps,
+        )
         self._last = self._saved_last = RESUMED
 
     @property
@@ -92,6 +102,8 @@ class DirectStageProcessor:
             value_matrix(self._stage, events.source.name, events),
             np.ones(count, bool),
         )
+        if self._tap is not None:
+            self._tap.touched(batch, applied.slots, outputs)
         self._last = last_offset(batch, self._last)
         if emits(batch):
             rows = with_stage(self._stage, rows, applied.aggregates, applied.incomplete)
@@ -104,6 +116,11 @@ class DirectStageProcessor:
             if self._routes:
                 self._routes.send(batch, rows, watermark_ms, outputs)
         return outputs
+
+    def look(self, look: Look) -> Outputs:
+        """Return keys for the online store; the stage must serve some."""
+        assert self._tap is not None, self._stage.entity
+        return self._tap.look(look)
 
     def _owned_keys(self, rows: StreamRows) -> pa.Array:
         """Return the rows' keys; null where the Kafka key says nothing of the owner."""
@@ -122,16 +139,16 @@ class DirectStageProcessor:
     def begin(self) -> None:
         """Remember the state, for ``abort``."""
         self._saved_last = self._last
-        for part in (self._sieve, self._routes, self._state, self._exit):
+        for part in self._parts:
             part.begin()
 
     def commit(self) -> None:
         """Forget what ``begin`` remembered."""
-        for part in (self._sieve, self._routes, self._state, self._exit):
+        for part in self._parts:
             part.commit()
 
     def abort(self) -> None:
         """Go back to the state at ``begin``."""
         self._last = self._saved_last
-        for part in (self._sieve, self._routes, self._state, self._exit):
+        for part in self._parts:
             part.abort()

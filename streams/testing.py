@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from headrace.features.plan import PipelinePlan, SourcePlan
+    from headrace.features.store.views import OnlineEntity
     from headrace.streams.batch import Outputs, Processor
     from headrace.streams.context import LiveModel
 
@@ -91,6 +92,7 @@ class Driver:
         seed: int | None = None,
         batch_rows: int = 500,
         models: FixedModels | None = None,
+        online: Mapping[int, OnlineEntity] | None = None,
     ) -> None:
         """Make the topics, empty.
 
@@ -101,10 +103,12 @@ class Driver:
             seed: Of everything that is drawn.
             batch_rows: Largest batch.
             models: Who scores; nobody at first.
+            online: By index of the stage, what it serves online; nothing at first.
 
         """
         self.plan = plan
         self.models = models or FixedModels()
+        self._online = dict(online or {})
         self._random = None if seed is None else random.Random(seed)  # noqa: S311 - no secrets.
         self._batch_rows = batch_rows
         self.crashes = self.aborts = 0
@@ -285,6 +289,7 @@ class Driver:
             models=self.models,
             max_record_bytes=MAX_RECORD_BYTES,
             app_version="test",
+            online=self._online,
         )
 
     def _encode_table(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from headrace.streams.batch import EventBatch, Outputs, Processor
+from headrace.streams.batch import EventBatch, Look, Outputs, Processor, Viewer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Ticket:
-    """Batches for one kind of processor; ``future`` yields their outputs in the same order.
+    """Batches, or a look, for one kind of processor; ``future`` yields the outputs in their order.
 
     ``done`` collects the outputs, so that work that was interrupted goes on where it stopped.
     The times are readings of a monotonic clock.
     """
 
     kind: str
-    batches: list[EventBatch]
+    batches: list[EventBatch | Look]
     future: Future[list[Outputs]] = field(default_factory=Future)
     done: list[Outputs] = field(default_factory=list)
     submitted_s: float = 0.0
@@ -36,7 +36,7 @@ class Ticket:
     @property
     def rows(self) -> int:
         """Count the rows of all batches."""
-        return sum(map(len, self.batches))
+        return sum(len(batch) for batch in self.batches if isinstance(batch, EventBatch))
 
 
 class ProcessorTable:
@@ -61,7 +61,7 @@ class ProcessorTable:
         """Forget the partition's processor and its state, if there is one."""
         self._owners.pop((topic, partition), None)
 
-    def find(self, batch: EventBatch) -> Processor | None:
+    def find(self, batch: EventBatch | Look) -> Processor | None:
         """Return the processor of the batch's partition and epoch, or None if it is gone."""
         epoch, processor = self._owners.get((batch.topic, batch.partition), (-1, None))
         return processor if epoch == batch.epoch else None
@@ -72,7 +72,12 @@ def process(table: ProcessorTable, ticket: Ticket) -> None:
     for batch in ticket.batches[len(ticket.done) :]:
         processor = table.find(batch)
         started_s = time.perf_counter()
-        outputs = Outputs() if processor is None else processor.process(batch)
+        if processor is None:
+            outputs = Outputs()
+        elif isinstance(batch, Look):
+            outputs = cast("Viewer", processor).look(batch)
+        else:
+            outputs = processor.process(batch)
         outputs.stage_seconds = time.perf_counter() - started_s
         ticket.done.append(outputs)
 

@@ -32,7 +32,7 @@ VAGUE_NAMES = {"base", "common", "core", "helper", "helpers", "misc", "util", "u
 #: Large for a reason: one line a hash.
 LARGE = {"requirements.lock"}
 #: Used from outside: users' tests drive a pipeline with it, no module of ours does.
-PUBLIC = {"headrace.streams.testing"}
+PUBLIC = {"headrace.features.store.memory", "headrace.streams.testing"}
 
 # A path of somebody's machine, or the address of a package index or an inner network.
 PRIVATE = re.compile(

@@ -50,12 +50,8 @@ class Memory(NamedTuple):
 
 
 @inner
-def view_memory(memory: Memory) -> Memory:
-    """Return the arrays as pointers, and note their lengths in ``meta``."""
-    memory.meta[M_POOL_ROOM] = memory.pool.shape[0]
-    memory.meta[M_LOG_ROOM] = memory.log.shape[0]
-    memory.meta[M_SAVED_ROOM] = memory.saved.shape[0]
-    memory.meta[M_BLOCKS_ROOM] = memory.block_log.shape[0]
+def look_memory(memory: Memory) -> Memory:
+    """Return the arrays as pointers, for kernels that add nothing."""
     return Memory(
         pointer(memory.pool),
         pointer(memory.pool_floats),
@@ -72,6 +68,16 @@ def view_memory(memory: Memory) -> Memory:
         pointer(memory.block_log),
         pointer(memory.meta),
     )
+
+
+@inner
+def view_memory(memory: Memory) -> Memory:
+    """Return the arrays as pointers, and note their lengths in ``meta``."""
+    memory.meta[M_POOL_ROOM] = memory.pool.shape[0]
+    memory.meta[M_LOG_ROOM] = memory.log.shape[0]
+    memory.meta[M_SAVED_ROOM] = memory.saved.shape[0]
+    memory.meta[M_BLOCKS_ROOM] = memory.block_log.shape[0]
+    return look_memory(memory)
 
 
 @inlined

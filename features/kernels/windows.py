@@ -187,7 +187,7 @@ def _flip(
 
 
 @inlined
-def _seek_known(layout: Layout, memory: Memory, header: int, ring: int, clock: int) -> None:
+def seek_known(layout: Layout, memory: Memory, header: int, ring: int, clock: int) -> None:
     """Let the cells become known, or unknown again, that stand between the two clocks."""
     heads, pool = memory.heads, memory.pool
     head, stride = layout.rings[ring * R_WIDTH + R_HEAD], layout.rings[ring * R_WIDTH + R_STRIDE]
@@ -211,7 +211,7 @@ def seek(layout: Layout, memory: Memory, header: int, rings: int, time: int) -> 
         row = ring * R_WIDTH
         clock = floor_to(time, layout.rings[row + R_GRAIN])
         if layout.rings[row + R_KNOWN]:
-            _seek_known(layout, memory, header, ring, clock)
+            seek_known(layout, memory, header, ring, clock)
         for window in range(layout.rings[row + R_WINDOW], layout.rings[row + R_WINDOW_END]):
             if _seek_window(layout, memory, header, window, clock):
                 incomplete = True

@@ -33,6 +33,9 @@ COMMANDS: dict[str, Entry] = {
     "send": Entry("headrace.cli.send:send", "Publish events from files to a source's topic."),
     "worker": Entry("headrace.cli.worker:worker", "Compute features and scores from the stream."),
     "tail": Entry("headrace.cli.tail:tail", "Print what stands in a topic, decoded."),
+    "online": Entry(
+        "headrace.cli.online:online", "Print the newest values of entities, with age and status."
+    ),
     "train": Entry("headrace.cli.train:train", "Train a model on the pipeline's history."),
     "deploy": Entry("headrace.cli.deploy:deploy", "Put a model live on the running workers."),
     "dlq": Entry("headrace.cli.dlq:app", "Look at records that were refused, and replay them."),

@@ -382,6 +382,22 @@ def endpoints(settings: Settings, folder: Path) -> Endpoints:
     )
 
 
+def redis_url(settings: Settings, folder: Path) -> str:
+    """Return where Redis is, whether or not the other services run.
+
+    Raises:
+        EmbeddedError: If the settings do not name it and it does not run embedded.
+
+    """
+    if settings.redis.url is not None:
+        return settings.redis.url
+    for status in stack_of(settings, folder).status():
+        if status.name == "redis" and status.state == "running" and status.address is not None:
+            return status.address
+    hint = "run 'headrace up'"
+    raise EmbeddedError(explain("Redis", "be running", "stopped", str(folder), hint))
+
+
 def statuses(settings: Settings, folder: Path) -> list[ServiceStatus]:
     """Return what each service is doing; those that the settings name elsewhere are not asked."""
     external = _external(settings)

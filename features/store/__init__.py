@@ -1,0 +1,1 @@
+"""The online store: the newest values of every entity in Redis, in Feast's own layout."""

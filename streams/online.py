@@ -1,0 +1,419 @@
+"""The online store's thread: it writes what is committed, and nothing that waits for it ever waits.
+
+The source thread posts blocks and reads wishes. All that the store makes slow or impossible happens
+here: the newest values by key pile up in ``PendingRows``, bounded by the number of keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import queue
+import threading
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+from headrace.features.store.errors import StoreFullError, StoreUnavailableError
+from headrace.features.store.port import EntityRows, Rebuild
+from headrace.features.vector import stage_features
+from headrace.runtime.logging import get_logger
+from headrace.streams.online_rows import Backoff, KeyBook, PendingRows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from headrace.features.plan import StagePlan
+    from headrace.features.store.port import Marker, OnlineStore
+    from headrace.features.store.views import OnlineEntity
+    from headrace.runtime.clock import Clock
+    from headrace.streams.batch import OnlineBlock
+    from headrace.streams.online_rows import Round
+
+log = get_logger(__name__)
+
+BEAT_MS = 1_000.0
+#: Rows of one call: a few milliseconds of this thread, some ten of Redis.
+ROUND_ROWS = 2_000
+#: How long to rest after a round, in rounds, so that stream and readers have the machine. Behind
+#: the end of the log a key's values are soon others, and waiting saves most of the writes.
+REST_LIVE, REST_BEHIND = 1.0, 4.0
+RELEASE_BUDGET_MS = 1_000.0
+STOP_BUDGET_MS = 2_000.0
+
+
+class OnlineWatcher(Protocol):
+    """Who is told what the thread does: metrics."""
+
+    def online_wrote(self, entity: str, rows: int) -> None:
+        """Rows were written."""
+        ...
+
+    def online_failed(self, reason: str) -> None:
+        """A call of the store failed."""
+        ...
+
+    def online_waits(self, entity: str, pending: int, staleness_s: float, rebuild: int) -> None:
+        """So many keys wait, the first of them for so long; so many of a rebuild are left."""
+        ...
+
+
+class Wish(NamedTuple):
+    """A pass over all keys that the store needs: those that changed after ``since``."""
+
+    pass_number: int
+    since: int
+
+
+_NO_WISH = Wish(0, 0)
+
+
+@dataclass(slots=True, eq=False)
+class ServedPartition:
+    """A partition of a stage that serves keys: what the two threads share of it.
+
+    The source thread sets ``clock_ms`` (None: no event yet) and ``live`` and counts up
+    ``posted_rows``; all the rest is the writer's thread's, and ``wish`` its word to the other.
+
+    ``version`` and ``complete`` are what the store is known to hold; ``silent``: nothing is said of
+    that yet. ``pass_left`` of ``pass_total`` keys are not gone over yet in the pass under way.
+    """
+
+    stage: StagePlan
+    entity: OnlineEntity
+    partition: int
+    token: str
+    clock_ms: int | None = None
+    live: bool = True
+    posted_rows: int = 0
+    merged_rows: int = 0
+    wish: Wish = _NO_WISH
+    marker: Marker | None = None
+    version: int = 0
+    complete: bool = False
+    silent: bool = True
+    pass_number: int = 0
+    passing: bool = False
+    pass_total: int = 0
+    pass_left: int = 0
+    rebuild: int = 0
+    reporting: bool = False
+    keys: KeyBook = field(init=False)
+    pending: PendingRows = field(init=False)
+    taken: Round | None = None
+
+    def __post_init__(self) -> None:
+        self.keys = KeyBook(self.stage.key_kind)
+        self.pending = PendingRows(len(self.stage.aggregates))
+
+    @property
+    def waiting_rows(self) -> int:
+        """Return about how many rows are on their way to the store."""
+        taken = 0 if self.taken is None else len(self.taken)
+        return self.posted_rows - self.merged_rows + len(self.pending) + taken
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """Return since when the first key waits."""
+        if self.taken is not None:
+            return int(self.taken.since_ms[0])
+        return self.pending.oldest_ms
+
+
+@dataclass(slots=True)
+class _Asked:
+    answered: bool = False
+
+
+class OnlineWriter:
+    """Writes blocks to the store. ``turn`` is the body of its thread's loop."""
+
+    def __init__(self, store: OnlineStore, watcher: OnlineWatcher, clock: Clock) -> None:
+        self._store = store
+        self._watcher = watcher
+        self._clock = clock
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._parts: list[ServedPartition] = []
+        self._entities: set[str] = set()
+        self._calls, self._room = Backoff(), Backoff()
+        self._next_beat_ms = 0.0
+        self._next_round_ms = 0.0
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="headrace-online", daemon=True)
+
+    # --- Called by the source thread ------------------------------------------------------------
+
+    def assign(self, part: ServedPartition) -> None:
+        """Keep the store for a partition from now on."""
+        self._inbox.put(functools.partial(self._assign, part))
+
+    def post(self, part: ServedPartition, block: OnlineBlock) -> None:
+        """Write a block, which is committed."""
+        part.posted_rows += len(block)
+        since_ms = self._clock.now_ms()
+        self._inbox.put(functools.partial(self._merge, part, block, since_ms))
+
+    def release(self, part: ServedPartition, *, flush: bool) -> None:
+        """Let a partition go: with ``flush`` what waits is written in a second, or not at all."""
+        self._inbox.put(functools.partial(self._release, part, flush=flush))
+
+    def forget(self, part: ServedPartition, slots: np.ndarray) -> None:
+        """Write nothing of keys that was posted before this."""
+        self._inbox.put(functools.partial(part.pending.forget, slots))
+
+    # --- The thread -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what waits, for two seconds at most, and end the thread."""
+        self._inbox.put(self._stop)
+        self._thread.join(2 * (STOP_BUDGET_MS + RELEASE_BUDGET_MS) / 1000)
+        self._store.close()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self.turn(self._wait_ms() / 1000)
+
+    def turn(self, wait_s: float = 0.0) -> None:
+        """Take what was posted, waiting for it a while, and do what is due now."""
+        self._take_in(wait_s)
+        now_ms = self._clock.monotonic_ms()
+        if now_ms >= self._calls.until_ms:
+            self._open()
+        if now_ms >= self._next_round_ms:
+            self._write()
+        if now_ms >= self._next_beat_ms:
+            self._next_beat_ms = now_ms + BEAT_MS
+            self._report()
+            self._beat()
+
+    def _wait_ms(self) -> float:
+        """Return how long nothing is to be done unless something is posted."""
+        due_ms = self._next_beat_ms
+        if any(part.marker is None for part in self._parts):
+            due_ms = min(due_ms, self._calls.until_ms)
+        if any(part.waiting_rows for part in self._parts):
+            ready_ms = max(self._next_round_ms, self._calls.until_ms, self._room.until_ms)
+            due_ms = min(due_ms, ready_ms)
+        return max(0.0, due_ms - self._clock.monotonic_ms())
+
+    def _take_in(self, wait_s: float) -> None:
+        try:
+            if wait_s > 0.0:
+                self._inbox.get(timeout=wait_s)()
+            while True:
+                self._inbox.get_nowait()()
+        except queue.Empty:
+            pass
+
+    def _assign(self, part: ServedPartition) -> None:
+        self._parts.append(part)
+        self._entities.add(part.entity.entity)
+
+    def _merge(self, part: ServedPartition, block: OnlineBlock, since_ms: int) -> None:
+        if len(block.keys):
+            assert block.first_key == len(part.keys), (block.first_key, len(part.keys))
+            part.keys.append(block.keys)
+        part.pending.merge(block, since_ms)
+        part.merged_rows += len(block)
+        if block.total or block.ended_pass:
+            part.pass_total, part.pass_left = block.total, block.left
+
+    def _release(self, part: ServedPartition, *, flush: bool) -> None:
+        if part not in self._parts:
+            return
+        if flush:
+            self._flush([part], RELEASE_BUDGET_MS)
+        self._parts.remove(part)
+
+    def _stop(self) -> None:
+        self._flush(self._parts, STOP_BUDGET_MS)
+        self._stopping = True
+
+    def _flush(self, parts: Iterable[ServedPartition], budget_ms: float) -> None:
+        """Write what waits and say so, until the first failure or the end of the budget."""
+        until_ms = self._clock.monotonic_ms() + budget_ms
+        for part in parts:
+            while part.marker is not None and part.waiting_rows:
+                if self._clock.monotonic_ms() > until_ms or not self._write_round(part):
+                    return
+            if not self._beat_part(part):
+                return
+
+    def _open(self) -> None:
+        for part in self._parts:
+            if part.marker is not None:
+                continue
+            now_ms = self._clock.now_ms()
+            with self._asking() as asked:
+                marker = self._store.open(part.entity, part.partition, part.token, now_ms)
+                self._opened(part, marker)
+            if not asked.answered:
+                return
+
+    def _opened(self, part: ServedPartition, marker: Marker) -> None:
+        """Ask for a pass over what the store does not hold; until it ends only that is claimed."""
+        again = part.pass_number > 0
+        part.marker, part.version = marker, marker.version
+        # The first time nothing is said until it is true: readers see the last writer's word age.
+        # A store that lost something is said to be incomplete at once.
+        part.complete = marker.complete and not again
+        part.silent = part.complete
+        part.rebuild = marker.rebuild
+        self._wish(part, marker.version if marker.complete else 0)
+        log.info(
+            "online_store_opened",
+            entity=part.entity.entity,
+            partition=part.partition,
+            lineage=marker.lineage,
+            version=marker.version,
+            complete=marker.complete,
+        )
+
+    def _wish(self, part: ServedPartition, since: int) -> None:
+        part.pass_number += 1
+        part.passing, part.pass_total, part.pass_left = True, 0, 0
+        part.wish = Wish(part.pass_number, since)
+
+    def _write(self) -> None:
+        started_ms = self._clock.monotonic_ms()
+        if started_ms < max(self._calls.until_ms, self._room.until_ms):
+            return
+        live, wrote = True, False
+        for part in self._parts:
+            if part.marker is None:
+                continue
+            if part.waiting_rows:
+                wrote, live = True, live and part.live
+                if not self._write_round(part):
+                    return
+            else:
+                self._passed(part)
+        if wrote:
+            now_ms = self._clock.monotonic_ms()
+            rest = REST_LIVE if live else REST_BEHIND
+            self._next_round_ms = now_ms + rest * (now_ms - started_ms)
+
+    def _write_round(self, part: ServedPartition) -> bool:
+        """Write one round of a partition; False when the store did not take it."""
+        pending = part.pending
+        taken = pending.take(ROUND_ROWS) if part.taken is None else pending.still(part.taken)
+        part.taken = taken if len(taken) else None
+        if len(taken):
+            with self._asking() as asked:
+                written = self._write_rows(part, taken)
+                self._watcher.online_wrote(part.entity.entity, written)
+            if not asked.answered:
+                return False
+            part.taken = None
+            self._room.worked()
+        self._passed(part)
+        return True
+
+    def _write_rows(self, part: ServedPartition, taken: Round) -> int:
+        assert part.marker is not None, part.entity.entity
+        features = stage_features(part.stage, taken.aggregates)
+        values = np.column_stack([features[feature.name] for feature in part.entity.features])
+        rows = EntityRows(
+            part.keys.take(taken.slots),
+            values,
+            taken.event_time_ms,
+            taken.as_of_ms,
+            taken.version,
+        )
+        clock_ms = int(taken.as_of_ms.max())
+        if part.clock_ms is not None:
+            clock_ms = max(clock_ms, part.clock_ms)
+        lineage = part.marker.lineage
+        return self._store.write(part.entity, part.partition, lineage, rows, clock_ms)
+
+    def _passed(self, part: ServedPartition) -> None:
+        """Take note of what the store holds now."""
+        for mark in part.pending.reached():
+            if mark.ended_pass == part.pass_number:
+                part.passing, part.complete, part.silent = False, True, False
+            if not part.passing:
+                part.version = mark.version
+
+    def _beat(self) -> None:
+        for part in self._parts:
+            if self._clock.monotonic_ms() < self._calls.until_ms:
+                return
+            if not self._beat_part(part):
+                return
+
+    def _beat_part(self, part: ServedPartition) -> bool:
+        """Say what the store holds; False when it did not answer."""
+        marker = part.marker
+        if marker is None or part.silent:
+            return True
+        now_ms = self._clock.now_ms()
+        said = replace(
+            marker,
+            version=part.version,
+            complete=part.complete,
+            beat_ms=now_ms,
+            clock_ahead_ms=0 if part.clock_ms is None else part.clock_ms - now_ms,
+        )
+        with self._asking() as asked:
+            part.marker = self._store.beat(part.entity, part.partition, said)
+        if not asked.answered:
+            return False
+        if part.marker is None:
+            log.warning("online_store_lost", entity=part.entity.entity, partition=part.partition)
+            return True
+        self._serve_rebuild(part, part.marker)
+        return True
+
+    def _serve_rebuild(self, part: ServedPartition, marker: Marker) -> None:
+        """Start a rebuild that was asked for, and say how far the last one is."""
+        if marker.rebuild > part.rebuild:
+            part.rebuild = marker.rebuild
+            part.reporting = True
+            self._wish(part, 0)
+            log.info("online_rebuild", entity=part.entity.entity, partition=part.partition)
+        elif part.reporting and (part.pass_total or not part.passing):
+            left = self._rebuild_left(part)
+            total = max(part.pass_total, left)
+            with self._asking() as asked:
+                self._store.report_rebuild(
+                    part.entity, part.partition, Rebuild(part.rebuild, total - left, total)
+                )
+            part.reporting = part.passing or not asked.answered
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[_Asked]:
+        """Ask the store; where it cannot answer, there is a while to wait."""
+        asked = _Asked()
+        try:
+            yield asked
+        except StoreFullError as error:
+            self._room.failed(self._clock.monotonic_ms())
+            self._failed("full", error, self._room.wait_ms)
+        except StoreUnavailableError as error:
+            self._calls.failed(self._clock.monotonic_ms())
+            self._failed("unavailable", error, self._calls.wait_ms)
+        else:
+            self._calls.worked()
+            asked.answered = True
+
+    def _failed(self, reason: str, error: Exception, wait_ms: float) -> None:
+        self._watcher.online_failed(reason)
+        log.warning("online_store_failed", reason=reason, error=str(error), retry_in_ms=wait_ms)
+
+    def _report(self) -> None:
+        now_ms = self._clock.now_ms()
+        for entity in self._entities:
+            parts = [part for part in self._parts if part.entity.entity == entity]
+            since = [part.oldest_ms for part in parts if part.oldest_ms is not None]
+            staleness_s = max(0, now_ms - min(since, default=now_ms)) / 1000
+            pending = sum(part.waiting_rows for part in parts)
+            left = sum(self._rebuild_left(part) for part in parts)
+            self._watcher.online_waits(entity, pending, staleness_s, left)
+
+    def _rebuild_left(self, part: ServedPartition) -> int:
+        return part.pass_left + part.waiting_rows if part.passing else 0
