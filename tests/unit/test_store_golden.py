@@ -144,9 +144,11 @@ def test_values_and_times_are_feasts_messages(protos):
         assert fence == b"%015d:%019d:%019d:%05d" % (9, 1, max(0, times[key]), 3)
         assert read_time_ms(fields[b"_ts:spending"]) == times[key]
         back = read_value(mean)
-        assert back is None if np.isnan(double) else np.float64(back).tobytes() == np.float64(
-            double
-        ).tobytes()
+        assert (
+            back is None
+            if np.isnan(double)
+            else np.float64(back).tobytes() == np.float64(double).tobytes()
+        )
 
 
 def test_a_null_key_is_a_programmers_error():

@@ -38,9 +38,7 @@ def definitions():
     spending = hr.FeatureView(
         "spending", customer, payments, [hr.count(over=["1d", "7d"]), hr.mean("amount", over="1h")]
     )
-    risk = hr.FeatureView(
-        "risk", terminal, payments, [hr.count(over="1d", delay="7d")], grain="1h"
-    )
+    risk = hr.FeatureView("risk", terminal, payments, [hr.count(over="1d", delay="7d")], grain="1h")
     return payments, spending, risk
 
 
@@ -67,14 +65,16 @@ def test_a_stage_serves_its_views_in_the_plans_order_with_their_reach():
 def test_a_view_of_several_pipelines_is_served_by_the_first():
     payments, spending, risk = definitions()
     plan = project(
-        hr.Pipeline("fraud", payments, [spending]), hr.Pipeline("limits", payments, [spending, risk])
+        hr.Pipeline("fraud", payments, [spending]),
+        hr.Pipeline("limits", payments, [spending, risk]),
     )
 
     found = online_entities(plan)
 
     assert [view.name for view in found["fraud"][0].views] == ["spending"]
     assert {index: [v.name for v in e.views] for index, e in found["limits"].items()} == {
-        index: ["risk"] for index, stage in enumerate(plan.pipelines[1].stages)
+        index: ["risk"]
+        for index, stage in enumerate(plan.pipelines[1].stages)
         if stage.entity == "terminal"
     }
 
