@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -122,7 +123,8 @@ def test_the_file_s_commands_bring_events_to_scores_and_into_the_lake(
             assert lake.is_healthy()
             assert lake.stop() == 0, lake.output()
             assert worker.stop() == 0, worker.output()
-        assert registry.stop() == 0, registry.output()
+        # uvicorn, when it has closed all, ends by the signal that it got.
+        assert registry.stop() in {0, -signal.SIGTERM}, registry.output()
 
     # Their file system is read-only, and the project is mounted so.
     assert files_below(project) == before
