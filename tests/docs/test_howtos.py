@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,12 @@ from pathlib import Path
 import pytest
 
 _BLOCK = re.compile(r"^```(sh|python (\w+\.py))\n(.*?)^```", re.MULTILINE | re.DOTALL)
-START = """
+# Also when a step fails nothing is left behind.
+LEAVE = """
 set -em
 trap 'kill $(jobs -p) 2>/dev/null; cd "$SHOP"; headrace down >/dev/null 2>&1' EXIT
+"""
+START = """
 headrace init shop
 cd shop
 SHOP=$PWD
@@ -56,7 +60,7 @@ def test_a_team_can_send_events_and_another_can_use_the_predictions(
     repository: Path, tmp_path: Path
 ) -> None:
     docs = repository / "docs"
-    text = START + script(docs / "howto-producers.md") + script(docs / "howto-consumers.md")
+    text = LEAVE + START + script(docs / "howto-producers.md") + script(docs / "howto-consumers.md")
 
     said = typed(text, tmp_path, 280)
 
@@ -65,3 +69,19 @@ def test_a_team_can_send_events_and_another_can_use_the_predictions(
     assert re.search(r"views\s+bad_magic\s+1\b", said), said
     assert re.search(r"views\s+future_time\s+1\b", said), said
     assert said.count("1000 records, 1000 predictions") == 2
+
+
+@pytest.mark.timeout(400)
+def test_a_data_scientist_goes_from_a_definition_to_a_live_model_and_back(
+    repository: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(
+        repository / "examples" / "fraud",
+        tmp_path / "fraud",
+        ignore=shutil.ignore_patterns("data", "models", ".headrace", "__pycache__"),
+    )
+    page = script(repository / "docs" / "howto-data-scientists.md")
+
+    said = typed(LEAVE + "cd fraud\nSHOP=$PWD\n" + page, tmp_path, 380)
+
+    assert "customer__count_7d" in said
