@@ -13,6 +13,7 @@ BENCHES = {
     "card": ("bench.card.run", "the card job: ours, the bare client loop, Kafka Streams"),
     "latency": ("bench.card.latency", "from produce to readable prediction at 1,000 events/s"),
     "fraud": ("bench.fraud", "two entities, one process"),
+    "lake": ("bench.lake", "topics into Delta tables, kills on the way, queries over them"),
     "history": ("bench.history", "training data from history, through the same kernel"),
 }
 

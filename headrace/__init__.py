@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from headrace.features.project import load_project as load
     from headrace.features.store.reader import online, online_reader
     from headrace.lake.history import history
+    from headrace.lake.query import sql
 
 _DEFINITIONS = "headrace.features.definitions"
 _FORMULAS = "headrace.features.formulas"
@@ -70,6 +71,7 @@ _PLACES = {
     "online": ("headrace.features.store.reader", "online"),
     "online_reader": ("headrace.features.store.reader", "online_reader"),
     "ratio": (_DEFINITIONS, "ratio"),
+    "sql": ("headrace.lake.query", "sql"),
     "sum": (_DEFINITIONS, "sum_"),
     "weekday": (_FORMULAS, "weekday"),
     "where": (_FORMULAS, "where"),
@@ -100,6 +102,7 @@ __all__ = [
     "online",
     "online_reader",
     "ratio",
+    "sql",
     "sum",
     "weekday",
     "where",

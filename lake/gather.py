@@ -1,4 +1,4 @@
-"""A topic's records on their way to its tables: gathered as bytes, decoded when they are appended."""
+"""A topic's records on their way to its tables: gathered as bytes, decoded when appended."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Gather:
                 return
         values = [one.value() for one in messages]
         lane.values += values
-        lane.keys += [one.key() for one in messages]  # type: ignore[misc]
+        lane.keys += [one.key() for one in messages]
         lane.offsets += [one.offset() for one in messages]  # type: ignore[misc]
         lane.arrival_time_ms += [one.timestamp()[1] for one in messages]
         lane.next_offset = lane.offsets[-1] + 1
@@ -153,7 +153,10 @@ class Gather:
         self.tables.append(rows, rejected, advances)
         for lane in lanes:
             lane.position = lane.next_offset
-            lane.settled = frozenset()
+            if lane.settled:
+                # Some may lie further on than this append went.
+                end = lane.position or 0
+                lane.settled = frozenset(offset for offset in lane.settled if offset >= end)
         self.forget()
         reasons: dict[str, int] = {}
         for _, reason, _ in refused:
@@ -167,7 +170,7 @@ class Gather:
         try:
             rows, bad, why = self._aligned(decoded, records)
         except UnstorableError as error:
-            log.error("not_storable", topic=self.target.topic, reason=str(error))
+            log.warning("not_storable", topic=self.target.topic, reason=str(error))
             detail = str(error)[:300]
             refused += [(place, NOT_STORABLE, detail) for place in decoded.rows.tolist()]
             rows, _, _ = self.tables.main.aligned(RECORD_FIELDS.empty_table())

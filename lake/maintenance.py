@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from headrace.lake.errors import TableBusyError
-from headrace.lake.tables import ARRIVAL_TIME, Lake
+from headrace.lake.tables import ARRIVAL_TIME, Lake, file_actions
 from headrace.lake.writer import first_line, parquet_properties
 
 if TYPE_CHECKING:
@@ -42,10 +42,7 @@ class Maintained:
 
 def file_sizes(delta: Any) -> list[int]:
     """Return the size of each file of a table, bytes."""
-    import pyarrow as pa
-
-    actions = pa.record_batch(delta.get_add_actions(flatten=True))
-    return [int(size) for size in actions.column("size_bytes").to_pylist()]
+    return [int(size) for size in file_actions(delta).column("size_bytes").to_pylist()]
 
 
 def compact(delta: Any, files_min: int = FILES_MIN, targets: Sequence[int] = TARGET_BYTES) -> bool:
@@ -86,7 +83,7 @@ def delete_older(delta: Any, retention_ms: int, now_ms: int) -> int:
     from deltalake.exceptions import DeltaError
 
     cut = datetime.fromtimestamp((now_ms - retention_ms) / 1000, UTC)
-    predicate = f"{ARRIVAL_TIME} < timestamp '{cut:%Y-%m-%dT%H:%M:%S.%fZ}'"
+    predicate = f"{ARRIVAL_TIME} < '{cut:%Y-%m-%dT%H:%M:%S.%fZ}'"
     if not _may_hold_older(delta, cut):
         return 0
     try:
@@ -98,14 +95,12 @@ def delete_older(delta: Any, retention_ms: int, now_ms: int) -> int:
 
 
 def _may_hold_older(delta: Any, cut: datetime) -> bool:
-    import pyarrow as pa
-
-    actions = pa.record_batch(delta.get_add_actions(flatten=True))
+    actions = file_actions(delta)
     name = f"min.{ARRIVAL_TIME}"
     if name not in actions.schema.names:
-        return actions.num_rows > 0
+        return bool(actions.num_rows)
     oldest = [value for value in actions.column(name).to_pylist() if value is not None]
-    return bool(oldest) and min(oldest) < cut
+    return bool(oldest) and bool(min(oldest) < cut)
 
 
 def wipe_old_files(delta: Any, keep_hours: int = KEEP_HOURS) -> int:

@@ -1,4 +1,4 @@
-"""Avro's columns as Delta can hold them: what Delta has no type for becomes one that keeps it. Pure.
+"""Avro's columns as Delta can hold them: a type that Delta lacks becomes one that keeps it. Pure.
 
 =======================  =====================================================
 Avro                     in the table

@@ -70,6 +70,11 @@ def progress_id(topic_id: str, partition: int) -> str:
     return f"{topic_id}:{partition}"
 
 
+def file_actions(delta: Any) -> pa.Table:
+    """Return what an open Delta table's log says of its files; nested names have dots."""
+    return pa.table(delta.get_add_actions(flatten=True))
+
+
 @dataclass(frozen=True, slots=True)
 class LakeTable:
     """One version of a table; open it again to see what was appended since.
@@ -94,6 +99,10 @@ class LakeTable:
     def files(self) -> list[str]:
         """Return the Parquet files that make up this version."""
         return list(self.delta.file_uris())
+
+    def file_actions(self) -> pa.Table:
+        """Return what the log says of each file: path, size, rows, min and max by column."""
+        return file_actions(self.delta)
 
     def next_offset(self, topic_id: str, partition: int) -> int | None:
         """Return the first offset of a partition that the table does not hold; None: no offset."""

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A topic and its table. ``schema`` is the definitions' own, as JSON; the registry may know more.
+    """A topic and its table.
 
+    ``schema`` is the definitions' own, as JSON; the registry may know more.
     ``max_record_bytes``: larger records are rejected, as the workers do; None: there is no bound.
     """
 

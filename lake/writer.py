@@ -119,7 +119,8 @@ class TableWriter:
             self._check(moved)
             write_deltalake(
                 self._delta,
-                rows,
+                # Chunks are written by several threads, in any order: one chunk stays in its order.
+                rows.combine_chunks(),
                 mode="append",
                 schema_mode="merge" if self._is_wider(rows.schema) else None,
                 commit_properties=properties,

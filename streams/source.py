@@ -52,7 +52,7 @@ REPLAY_REPORT_S = 5.0
 
 # librdkafka spells its local codes with a leading underscore.
 _END = KafkaError._PARTITION_EOF
-_NOT_RETRIED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)  # noqa: SLF001
+_NOT_RETRIED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
 @dataclass(frozen=True, slots=True)

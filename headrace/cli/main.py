@@ -24,7 +24,7 @@ class Entry:
 #: In the order of a project's life, which is the order of ``--help``.
 COMMANDS: dict[str, Entry] = {
     "init": Entry("headrace.cli.init:init", "Make a project that runs."),
-    "up": Entry("headrace.cli.up:up", "Start Kafka, Redis and the schema registry."),
+    "up": Entry("headrace.cli.up:up", "Start Kafka, Redis, the schema registry, and the lake."),
     "status": Entry("headrace.cli.status:status", "Show what runs, and where."),
     "plan": Entry(
         "headrace.cli.plan:plan", "Show what the definitions compile to, and what changed."

@@ -1,4 +1,4 @@
-"""``headrace up``: start the embedded infrastructure of a project."""
+"""``headrace up``: start the embedded infrastructure of a project, and its lake."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def up(*, project: Folder = Path(), as_json: AsJson = False) -> None:
     typer.echo(f"kafka     {found.bootstrap_servers}")
     typer.echo(f"redis     {found.redis_url}")
     typer.echo(f"registry  {found.registry_url}")
+    if settings.lake.enabled:
+        typer.echo(f"lake      {settings.lake.folder}")
     typer.echo(f"data and logs are below {stack.folder}; 'headrace down' stops them")
 
 

@@ -1,4 +1,4 @@
-"""The embedded infrastructure of one project: Kafka, Redis and the schema registry, up and down."""
+"""The embedded infrastructure of one project: Kafka, Redis, the schema registry; and its lake."""
 
 from __future__ import annotations
 
@@ -27,14 +27,22 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
+    from headrace.runtime.dev.lake import LakeServer
     from headrace.runtime.settings import Settings
 
-Service = Literal["kafka", "redis", "registry"]
+Service = Literal["kafka", "redis", "registry", "lake"]
 
+#: The infrastructure, which has endpoints. The lake's process is a client of it.
 SERVICES: tuple[Service, ...] = ("kafka", "redis", "registry")
-_PORT_COUNT: Mapping[Service, int] = {"kafka": 2, "redis": 1, "registry": 1}
+_ALL: tuple[Service, ...] = (*SERVICES, "lake")
+_PORT_COUNT: Mapping[Service, int] = {"kafka": 2, "redis": 1, "registry": 1, "lake": 1}
 _STATE_FILE = "stack.json"
-_STOP_TIMEOUT_S: Mapping[Service, float] = {"kafka": 30.0, "redis": 10.0, "registry": 10.0}
+_STOP_TIMEOUT_S: Mapping[Service, float] = {
+    "kafka": 30.0,
+    "redis": 10.0,
+    "registry": 10.0,
+    "lake": 30.0,
+}
 _LOCK_TIMEOUT_S = 120.0
 _SETTLE_TIMEOUT_S = 60.0
 _START_ATTEMPTS = 3
@@ -84,6 +92,7 @@ class Stack:
         external_kafka: Client properties of a Kafka that is there already: then the registry is
             the only one of ours that speaks to it, and no broker is started.
         services: Which ones to start.
+        lake_of: The project whose lake's process is started too; None: no lake.
 
     """
 
@@ -95,15 +104,19 @@ class Stack:
         kafka_heap: str = "512m",
         external_kafka: Mapping[str, Any] | None = None,
         services: tuple[Service, ...] = SERVICES,
+        lake_of: Path | None = None,
     ) -> None:
         self.folder = folder.absolute()
+        self._lake_of = None if lake_of is None else lake_of.absolute()
         self._maven_mirror = maven_mirror
         self._kafka_heap = kafka_heap
         self._external_kafka = external_kafka
         self._guard: subprocess.Popen[bytes] | None = None
-        self._services = tuple(
+        self._infrastructure = tuple(
             name for name in services if not (name == "kafka" and external_kafka is not None)
         )
+        lake: tuple[Service, ...] = () if lake_of is None else ("lake",)
+        self._services = (*self._infrastructure, *lake)
 
     def __enter__(self) -> Endpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -163,8 +176,8 @@ class Stack:
         with self._locked():
             state = self._read()
             ended: dict[Service, bool] = {}
-            # The registry writes to Kafka, so it goes first.
-            for name in reversed(SERVICES):
+            # The lake and the registry write what they have, so they go first.
+            for name in reversed(_ALL):
                 record = state.processes.get(name)
                 if alive(record):
                     ended[name] = stop(record, _STOP_TIMEOUT_S[name])
@@ -178,14 +191,14 @@ class Stack:
         return [self._status_of(name, state) for name in self._services]
 
     def endpoints(self) -> Endpoints:
-        """Return where the running services are.
+        """Return where the running infrastructure is; the lake does not matter for it.
 
         Raises:
-            EmbeddedError: If one of them does not run.
+            EmbeddedError: If a part of it does not run.
 
         """
         state = self._read()
-        stopped = [name for name in self._services if not alive(state.processes.get(name))]
+        stopped = [name for name in self._infrastructure if not alive(state.processes.get(name))]
         if stopped:
             message = explain(
                 "embedded infrastructure",
@@ -199,7 +212,8 @@ class Stack:
 
     def log_of(self, name: Service) -> Path:
         """Return the file with a service's output."""
-        return self.folder / name / f"{name}.log"
+        # The lake's own folder is for its tables.
+        return self.folder / ("" if name == "lake" else name) / f"{name}.log"
 
     def _status_of(self, name: Service, state: _State) -> ServiceStatus:
         ports = state.ports.get(name)
@@ -276,18 +290,29 @@ class Stack:
             self._record(state, "redis", redis.start(state.ports["redis"][0]))
         for name in missing:
             progress(f"waiting for {name}", 0, 0)
+            if name == "lake":
+                # The last one: it asks this stack where the others are.
+                self._record(state, "lake", self._lake().start(state.ports["lake"][0]))
             record, port = state.processes[name], state.ports[name][0]
             try:
                 if name == "kafka" and broker is not None:
                     broker.wait_ready(record, port)
                 elif name == "redis":
                     redis.wait_ready(record, port)
-                else:
+                elif name == "registry":
                     registry.wait_ready(record, port)
+                else:
+                    self._lake().wait_ready(record, port)
             except EmbeddedError as error:
                 if not alive(record) and not all(map(port_is_free, state.ports[name])):
                     raise _PortTakenError(str(error)) from error
                 raise
+
+    def _lake(self) -> LakeServer:
+        from headrace.runtime.dev.lake import LakeServer
+
+        assert self._lake_of is not None, "no project"
+        return LakeServer(self._lake_of, self.log_of("lake"))
 
     def _broker(self, progress: Callable[[str, int, int], None]) -> Any:
         from headrace.runtime.dev import jars
@@ -363,6 +388,7 @@ def stack_of(settings: Settings, folder: Path) -> Stack:
             None if kafka is None else {"bootstrap.servers": kafka, **settings.kafka.properties}
         ),
         services=tuple(name for name in SERVICES if name not in external),
+        lake_of=folder if settings.lake.enabled else None,
     )
 
 
@@ -402,10 +428,11 @@ def statuses(settings: Settings, folder: Path) -> list[ServiceStatus]:
     """Return what each service is doing; those that the settings name elsewhere are not asked."""
     external = _external(settings)
     own = {status.name: status for status in stack_of(settings, folder).status()}
-    return [
+    infrastructure = [
         own.get(name) or ServiceStatus(name, "external", external.get(name), None, None)
         for name in SERVICES
     ]
+    return infrastructure + [own["lake"]] * ("lake" in own)
 
 
 def _external(settings: Settings) -> dict[Service, str]:
@@ -425,5 +452,5 @@ def _ports(name: Service, before: list[int] | None) -> list[int]:
 
 
 def _address(name: Service, port: int) -> str:
-    prefix = {"kafka": "", "redis": "redis://", "registry": "http://"}[name]
+    prefix = {"kafka": "", "redis": "redis://"}.get(name, "http://")
     return f"{prefix}127.0.0.1:{port}"

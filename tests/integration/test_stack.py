@@ -260,13 +260,14 @@ def test_up_status_and_down_from_the_command_line(project):
         assert running.returncode == 0
         services = json.loads(running.stdout)["services"]
         found = json.loads(up.stdout)
-        assert [one["state"] for one in services] == ["running"] * 3
-        assert [one["address"] for one in services] == list(found.values())
+        assert [one["name"] for one in services] == ["kafka", "redis", "registry", "lake"]
+        assert [one["state"] for one in services] == ["running"] * 4
+        assert [one["address"] for one in services[:3]] == list(found.values())
     finally:
         down = headrace(project, "down", "--json")
 
     stopped = {one["service"]: one["clean"] for one in json.loads(down.stdout)["stopped"]}
-    assert stopped == {"registry": True, "redis": True, "kafka": True}
+    assert stopped == {"lake": True, "registry": True, "redis": True, "kafka": True}
     assert headrace(project, "status").returncode == 4
 
 
