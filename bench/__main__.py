@@ -14,6 +14,7 @@ BENCHES = {
     "latency": ("bench.card.latency", "from produce to readable prediction at 1,000 events/s"),
     "fraud": ("bench.fraud", "two entities, one process"),
     "lake": ("bench.lake", "topics into Delta tables, kills on the way, queries over them"),
+    "read": ("bench.read", "the online store: written, and read beside the Feast SDK"),
     "history": ("bench.history", "training data from history, through the same kernel"),
 }
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from prometheus_client import CollectorRegistry
 
 from headrace.features.output_schemas import output_schemas
+from headrace.features.store.views import online_entities
 from headrace.runtime import topics
 from headrace.runtime.clock import SystemClock
 from headrace.runtime.errors import KafkaUnavailableError, explain
@@ -27,6 +28,8 @@ from headrace.streams.context import ProcessorContext
 from headrace.streams.deployments import DeploymentFollower, LiveModels
 from headrace.streams.environment import HINT, Environment, open_environment
 from headrace.streams.errors import NotAppliedError
+from headrace.streams.online import TIMEOUT_S, OnlineWriter
+from headrace.streams.online_feed import OnlineFeed
 from headrace.streams.processors import build, input_topics
 from headrace.streams.source import TICKETS_MAX, Route, Source, SourceOptions
 from headrace.streams.telemetry import Telemetry
@@ -34,10 +37,12 @@ from headrace.streams.tickets import ProcessorTable
 from headrace.streams.warmup import warm_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from headrace.features.plan import PipelinePlan, SourcePlan
+    from headrace.features.store.views import OnlineEntity
+    from headrace.runtime.clock import Clock
     from headrace.streams.positions import Mismatch
     from headrace.streams.tickets import Ticket
 
@@ -98,6 +103,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         telemetry,
     )
     follower.start()
+    writer = _online_writer(environment, context, telemetry, clock)
     try:
         if not follower.wait_until_caught_up(MODELS_WAIT_S):
             log.warning("deployments_not_read_yet", waited_s=MODELS_WAIT_S)
@@ -105,12 +111,31 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         scored = warm_up(plan, context, schema_ids, clock.now_ms())
         log.info("warmed_up", scored=scored)
         _tune_interpreter()
-        return run(_app(environment, plan, context, options, telemetry))
+        online = None
+        if writer is not None:
+            writer.start()
+            online = OnlineFeed(plan, context.online, writer, clock)
+        return run(_app(environment, plan, context, options, telemetry, online))
     finally:
+        if writer is not None:
+            writer.stop()
         follower.stop()
         environment.registry.close()
         if health is not None:
             health.close()
+
+
+def _online_writer(
+    environment: Environment, context: ProcessorContext, telemetry: Telemetry, clock: Clock
+) -> OnlineWriter | None:
+    """Return who keeps Redis; None where nothing is served."""
+    if not context.online:
+        return None
+    # Not at the top: a worker that serves nothing needs no Redis client.
+    from headrace.features.store.redis_store import RedisOnlineStore
+
+    store = RedisOnlineStore(environment.endpoints.redis_url, TIMEOUT_S)
+    return OnlineWriter(store, telemetry.online, clock)
 
 
 def _patiently(ask: Callable[[], Answer]) -> Answer:
@@ -158,7 +183,14 @@ def _context(environment: Environment, plan: PipelinePlan, models: LiveModels) -
         models=models,
         max_record_bytes=environment.project.settings.stream.max_record_bytes,
         app_version=version("headrace"),
+        online=_online(environment, plan),
     )
+
+
+def _online(environment: Environment, plan: PipelinePlan) -> Mapping[int, OnlineEntity]:
+    if not environment.project.settings.online.enabled:
+        return {}
+    return online_entities(environment.plan)[plan.name]
 
 
 def _schema_ids(environment: Environment, plan: PipelinePlan) -> dict[str, int]:
@@ -175,6 +207,7 @@ def _app(
     context: ProcessorContext,
     options: WorkerOptions,
     telemetry: Telemetry,
+    online: OnlineFeed | None,
 ) -> StreamApp:
     settings = environment.project.settings.stream
     staged = {stage.topic for stage in plan.stages}
@@ -202,6 +235,7 @@ def _app(
             lambda topic, partition: build(plan, topic, partition, context),
             submit,
             telemetry,
+            online,
         )
 
     kinds = sorted({route.kind for route in routes.values()})

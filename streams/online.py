@@ -39,6 +39,10 @@ ROUND_ROWS = 2_000
 #: How long to rest after a round, in rounds, so that stream and readers have the machine. Behind
 #: the end of the log a key's values are soon others, and waiting saves most of the writes.
 REST_LIVE, REST_BEHIND = 1.0, 4.0
+#: A round that took longer waited for an answer, which costs nobody anything.
+ROUND_MS_MAX = 50.0
+#: For each answer of the store; the thread may end no sooner.
+TIMEOUT_S = 2.0
 RELEASE_BUDGET_MS = 1_000.0
 STOP_BUDGET_MS = 2_000.0
 
@@ -76,6 +80,7 @@ class ServedPartition:
     The source thread sets ``clock_ms`` (None: no event yet) and ``live`` and counts up
     ``posted_rows``; all the rest is the writer's thread's, and ``wish`` its word to the other.
 
+    ``token`` is what the values depend on, ``end_offset`` where the log ended at assignment.
     ``version`` and ``complete`` are what the store is known to hold; ``silent``: nothing is said of
     that yet. ``pass_left`` of ``pass_total`` keys are not gone over yet in the pass under way.
     """
@@ -84,6 +89,7 @@ class ServedPartition:
     entity: OnlineEntity
     partition: int
     token: str
+    end_offset: int
     clock_ms: int | None = None
     live: bool = True
     posted_rows: int = 0
@@ -110,8 +116,9 @@ class ServedPartition:
     @property
     def waiting_rows(self) -> int:
         """Return about how many rows are on their way to the store."""
-        taken = 0 if self.taken is None else len(self.taken)
-        return self.posted_rows - self.merged_rows + len(self.pending) + taken
+        taken = self.taken  # Once: the other thread may ask.
+        on_the_way = 0 if taken is None else len(taken)
+        return self.posted_rows - self.merged_rows + len(self.pending) + on_the_way
 
     @property
     def oldest_ms(self) -> int | None:
@@ -140,6 +147,7 @@ class OnlineWriter:
         self._next_beat_ms = 0.0
         self._next_round_ms = 0.0
         self._stopping = False
+        self._fault: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="headrace-online", daemon=True)
 
     # --- Called by the source thread ------------------------------------------------------------
@@ -170,13 +178,22 @@ class OnlineWriter:
 
     def stop(self) -> None:
         """Write what waits, for two seconds at most, and end the thread."""
-        self._inbox.put(self._stop)
-        self._thread.join(2 * (STOP_BUDGET_MS + RELEASE_BUDGET_MS) / 1000)
+        if self._thread.is_alive():
+            self._inbox.put(self._stop)
+            self._thread.join(2 * (STOP_BUDGET_MS + RELEASE_BUDGET_MS) / 1000)
         self._store.close()
 
+    def check(self) -> None:
+        """Raise what ended the thread: a programmer's error, as the store's are waited out."""
+        if self._fault is not None:
+            raise self._fault
+
     def _run(self) -> None:
-        while not self._stopping:
-            self.turn(self._wait_ms() / 1000)
+        try:
+            while not self._stopping:
+                self.turn(self._wait_ms() / 1000)
+        except BaseException as error:  # noqa: BLE001 -- the thread's boundary: ``check`` raises it
+            self._fault = error
 
     def turn(self, wait_s: float = 0.0) -> None:
         """Take what was posted, waiting for it a while, and do what is due now."""
@@ -248,12 +265,20 @@ class OnlineWriter:
         for part in self._parts:
             if part.marker is not None:
                 continue
-            now_ms = self._clock.now_ms()
             with self._asking() as asked:
-                marker = self._store.open(part.entity, part.partition, part.token, now_ms)
-                self._opened(part, marker)
+                self._opened(part, self._marker(part))
             if not asked.answered:
                 return
+
+    def _marker(self, part: ServedPartition) -> Marker:
+        now_ms = self._clock.now_ms()
+        marker = self._store.open(part.entity, part.partition, part.token, now_ms)
+        if not part.pass_number and marker.version > part.end_offset:
+            # The log was cut since: offsets come a second time, and the store would take what is
+            # new for older. Any other token begins a lineage; then again with the right one.
+            self._store.open(part.entity, part.partition, f"{part.token}:cut", now_ms)
+            marker = self._store.open(part.entity, part.partition, part.token, now_ms)
+        return marker
 
     def _opened(self, part: ServedPartition, marker: Marker) -> None:
         """Ask for a pass over what the store does not hold; until it ends only that is claimed."""
@@ -296,7 +321,7 @@ class OnlineWriter:
         if wrote:
             now_ms = self._clock.monotonic_ms()
             rest = REST_LIVE if live else REST_BEHIND
-            self._next_round_ms = now_ms + rest * (now_ms - started_ms)
+            self._next_round_ms = now_ms + rest * min(now_ms - started_ms, ROUND_MS_MAX)
 
     def _write_round(self, part: ServedPartition) -> bool:
         """Write one round of a partition; False when the store did not take it."""

@@ -74,6 +74,7 @@ class OnlineFeed:
                 entity=self._by_stage[index],
                 partition=owned.partition,
                 token=f"{self._plan.fingerprint}:{owned.topic_id}",
+                end_offset=owned.high_offset,
             )
             self._kept[owned.topic, owned.partition] = _Kept(owned, served)
             self._writer.assign(served)
@@ -111,6 +112,7 @@ class OnlineFeed:
         now_ms = self._clock.monotonic_ms()
         due = now_ms >= self._next_ms
         if due:
+            self._writer.check()
             self._next_ms = now_ms + LOOK_EVERY_MS
         return [
             self._look(kept)

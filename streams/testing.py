@@ -112,6 +112,7 @@ class Driver:
         self._random = None if seed is None else random.Random(seed)  # noqa: S311 - no secrets.
         self._batch_rows = batch_rows
         self.crashes = self.aborts = 0
+        self.broker_time_ms = ARRIVAL_TIME_MS
         self._sources = {source.name: source for source in plan.sources}
         schemas = {index: source.schema for index, source in enumerate(plan.sources, start=1)}
         self._schema_ids = {s.name: index for index, s in enumerate(plan.sources, start=1)}
@@ -228,7 +229,7 @@ class Driver:
         for output in messages[: round(len(messages) * sent)]:
             assert output.partition is not None
             log = self._logs[output.topic]
-            timestamp_ms = output.timestamp_ms or ARRIVAL_TIME_MS
+            timestamp_ms = output.timestamp_ms or self.broker_time_ms
             log[output.partition].append(
                 Message(output.key, output.value, output.headers, timestamp_ms)
             )

@@ -110,7 +110,8 @@ class MemoryOnlineStore:
         place = (_scope(entity), partition)
         known, marker = self._markers.get(place, ("", None))
         if marker is None or known != token:
-            lineage = max(marker.lineage + 1 if marker else 1, now_ms)
+            highest = max((m.lineage for m in self.markers(entity).values()), default=0)
+            lineage = max(highest + 1, now_ms)
             marker = Marker(lineage, 0, complete=False, beat_ms=now_ms)
         self._markers[place] = (token, marker)
         return self._as_now(entity, marker)

@@ -38,6 +38,9 @@ COMMANDS: dict[str, Entry] = {
     ),
     "train": Entry("headrace.cli.train:train", "Train a model on the pipeline's history."),
     "deploy": Entry("headrace.cli.deploy:deploy", "Put a model live on the running workers."),
+    "rebuild-online": Entry(
+        "headrace.cli.rebuild_online:rebuild_online", "Write every entity to Redis again."
+    ),
     "dlq": Entry("headrace.cli.dlq:app", "Look at records that were refused, and replay them."),
     "lake": Entry("headrace.cli.lake:lake", "Keep the lake's tables up with the topics."),
     "sql": Entry("headrace.cli.sql:sql", "Query the lake's tables."),
