@@ -17,8 +17,6 @@ BENCHES = {
     "lake": ("bench.lake", "topics into Delta tables, kills on the way, queries over them"),
     "drift": ("bench.drift_power", "which planted changes the drift report finds and names"),
     "receipts": ("bench.receipts", "10,000 predictions computed again, bit for bit"),
-    "lake": ("bench.lake", "topics into Delta tables, kills on the way, queries over them"),
-    "read": ("bench.read", "the online store: written, and read beside the Feast SDK"),
     "history": ("bench.history", "training data from history, through the same kernel"),
 }
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from headrace.cli.options import AsJson, Folder
-from headrace.cli.train import day_ms
+from headrace.cli.options import AsJson, Folder, epoch_ms
 
 if TYPE_CHECKING:
     from headrace.drift.findings import ColumnDrift
@@ -62,7 +61,7 @@ def drift(
             bars.update(task, description=f"{step}: {done:,} rows" if done else step)
 
         report = drift_report(
-            project, pipeline, day_ms(start), day_ms(end), model=model, progress=show
+            project, pipeline, epoch_ms(start), epoch_ms(end), model=model, progress=show
         )
     if html is not None:
         _write_page(report, html)

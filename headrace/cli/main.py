@@ -49,6 +49,7 @@ COMMANDS: dict[str, Entry] = {
     "erase": Entry("headrace.cli.erase:erase", "Forget a key: in states, Redis and the lake."),
     "rebuild-online": Entry(
         "headrace.cli.rebuild_online:rebuild_online", "Write every entity to Redis again."
+    ),
     "drift": Entry(
         "headrace.cli.drift:drift", "Compare a period with what the model was trained on."
     ),

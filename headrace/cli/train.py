@@ -67,16 +67,14 @@ def train(
             bars.update(task, description=step, completed=done, total=total or None)
 
         training = open_training(
-            project, pipeline, data or [], start=day_ms(start), end=day_ms(end), test=test
             project,
             pipeline,
             data or [],
-            start=_day(start),
-            end=_day(end),
+            start=epoch_ms(start),
+            end=epoch_ms(end),
             test=test,
             as_of=as_of,
             from_lake=from_lake,
-            project, pipeline, data or [], start=epoch_ms(start), end=epoch_ms(end), test=test
         )
         run = run_training(
             training.plan,
@@ -93,20 +91,6 @@ def train(
         _print_json(run)
     else:
         _print_table(run, Console())
-
-
-def day_ms(text: str | None) -> int | None:
-    """Return the epoch milliseconds of a date or time, which is UTC unless it says otherwise."""
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as error:
-        message = f"{text!r} is no date: write 2018-07-25 or 2018-07-25T12:00:00"
-        raise typer.BadParameter(message) from error
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1000)
 
 
 def _print_json(run: TrainingRun) -> None:

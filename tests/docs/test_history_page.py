@@ -1,4 +1,4 @@
-"""The page on history: each of its commands and options is there, and its causes are the audit's."""
+"""The page on history: its commands and options are there, and its causes are the audit's."""
 
 from __future__ import annotations
 
