@@ -30,7 +30,6 @@ who = hr.FeatureView(
     "who",
     entity=hr.Entity("who", key="who"),
     source=sales,
-    delay="2h",
     features=[
         hr.count(over=["1h", "9h"]),
         hr.sum("price", over="30h"),
