@@ -27,7 +27,7 @@ from headrace.features.feast_repo.tables import ensure_table
 from headrace.lake.errors import LakeError
 from headrace.lake.history import history
 from headrace.lake.offline import DAY_MS, TableWriter, table_rows
-from headrace.lake.question import open_readers
+from headrace.lake.opening import open_readers
 from headrace.lake.request import plans_for
 from headrace.runtime.errors import explain
 
