@@ -7,20 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
-from headrace.cli.options import AsJson, Folder
+from headrace.cli.options import AsJson, AsOf, Folder, FromLake
 
 if TYPE_CHECKING:
+    from headrace.features.plan import PipelinePlan
     from headrace.features.project import Project
     from headrace.lake.audit import Audit
-    from headrace.lake.dataset import Receipt
+    from headrace.lake.dataset import Receipt, SetRequest
+    from headrace.lake.request import Request
 
 
 def history(
     pipeline: Annotated[str | None, typer.Argument(help="Which one, if there are several.")] = None,
     *,
     features: Annotated[
-        str | None,
-        typer.Option(help="Views and features in place of a pipeline's vector, with commas."),
+        str | None, typer.Option(help="Views and features, with commas, in place of a pipeline.")
     ] = None,
     start: Annotated[
         str | None, typer.Option("--from", help="Events from this time on (UTC, 2018-07-25).")
@@ -30,9 +31,7 @@ def history(
         Path | None, typer.Option(help="A Parquet or Arrow file of rows: event ids, or keys.")
     ] = None,
     time: Annotated[str | None, typer.Option(help="The spine's column with the time.")] = None,
-    as_of: Annotated[
-        str, typer.Option(help="What counts as known: event, served, or a lag such as 250ms.")
-    ] = "event",
+    as_of: AsOf = "event",
     replayed: Annotated[
         bool, typer.Option("--replayed", help="Allow a lag on replayed rows.")
     ] = False,
@@ -40,9 +39,7 @@ def history(
     ages: Annotated[bool, typer.Option("--ages", help="Add how old each view's values are.")] = (
         False
     ),
-    from_lake: Annotated[
-        bool, typer.Option("--lake", help="From the lake, even if headrace.yaml names files.")
-    ] = False,
+    from_lake: FromLake = False,
     all_topics: Annotated[
         bool, typer.Option("--all-topics", help="Of a recreated topic the older ones too.")
     ] = False,
@@ -63,6 +60,9 @@ def history(
     Beside set.parquet lies set.receipt.json: what it was made of, and its id.
     """
     from headrace.features.project import load_project
+    from headrace.lake.dataset import SetRequest
+    from headrace.lake.history import period_span
+    from headrace.lake.request import as_of_from, plans_for
 
     loaded = load_project(project)
     if audit:
@@ -74,17 +74,10 @@ def history(
     if rebuild is not None:
         _rebuild(loaded, rebuild, out, spine, as_json=as_json)
         return
-    from headrace.lake.dataset import SetRequest, receipt_path, write_set
-    from headrace.lake.history import period_span
-    from headrace.lake.request import as_of_from, plans_for
-
     asked = _asked(loaded, pipeline, features)
     request = plans_for(asked, loaded, "lake" if from_lake else None, as_of_from(as_of))
-    if len(request.plans) != 1:
-        message = "a set is about the events of one source: ask for each source alone"
-        raise typer.BadParameter(message)
     wanted = SetRequest(
-        request.plans[0],
+        _only(request),
         request.names,
         as_of,
         period_span(start, end),
@@ -95,6 +88,19 @@ def history(
         replayed=replayed,
         topics="all" if all_topics else "current",
     )
+    _write(wanted, request, out, as_json=as_json)
+
+
+def _only(request: Request) -> PipelinePlan:
+    if len(request.plans) != 1:
+        message = "a set is about the events of one source: ask for each source alone"
+        raise typer.BadParameter(message)
+    return request.plans[0]
+
+
+def _write(wanted: SetRequest, request: Request, out: Path, *, as_json: bool) -> None:
+    from headrace.lake.dataset import receipt_path, write_set
+
     with _Bar("history") as show:
         receipt = write_set(wanted, request, out, show)
     if as_json:

@@ -10,6 +10,12 @@ import typer
 
 Folder = Annotated[Path, typer.Option("--project", "-p", help="The project's folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+FromLake = Annotated[
+    bool, typer.Option("--lake", help="From the lake, even if headrace.yaml names files.")
+]
+AsOf = Annotated[
+    str, typer.Option(help="What counts as known: event, served, or a lag such as 250ms.")
+]
 
 
 def epoch_ms(text: str | None) -> int | None:

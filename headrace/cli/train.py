@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headrace.cli.options import AsJson, Folder, epoch_ms
+from headrace.cli.options import AsJson, AsOf, Folder, FromLake, epoch_ms
 
 if TYPE_CHECKING:
     from headrace.training.split import Period
@@ -31,12 +31,8 @@ def train(
             "files under `history` in headrace.yaml. Without either: the lake."
         ),
     ] = None,
-    from_lake: Annotated[
-        bool, typer.Option("--lake", help="From the lake, even if headrace.yaml names files.")
-    ] = False,
-    as_of: Annotated[
-        str, typer.Option(help="What counts as known: event, served, or a lag such as 250ms.")
-    ] = "event",
+    from_lake: FromLake = False,
+    as_of: AsOf = "event",
     name: Annotated[
         str | None, typer.Option(help="The model's name: by default the pipeline's.")
     ] = None,

@@ -1,4 +1,4 @@
-"""The page on history: its commands and options are there, and its causes are the audit's."""
+"""The page on history: its commands have their options, its causes are the audit's."""
 
 from __future__ import annotations
 
@@ -7,20 +7,15 @@ import re
 import shlex
 
 import headrace as hr
-from headrace.cli.history import history
+from headrace.cli.main import COMMANDS, _load
 from headrace.lake.audit import CAUSES
 
 
 def test_the_commands_on_the_page_take_their_options(repository):
     text = (repository / "docs" / "history.md").read_text(encoding="utf-8")
     commands = re.findall(r"^headrace history (.*)$", text, flags=re.MULTILINE)
-    options = {
-        name
-        for parameter in inspect.signature(history, eval_str=True).parameters.values()
-        for info in parameter.annotation.__metadata__
-        for name in getattr(info, "param_decls", ())
-    }
-    options |= {"--features", "--spine", "--time", "--as-of", "--rebuild", "--label", "--audit"}
+    command = _load("history", COMMANDS["history"])
+    options = {name for parameter in command.params for name in parameter.opts}
 
     assert len(commands) >= 7
     used = {word for line in commands for word in shlex.split(line) if word.startswith("--")}
@@ -29,8 +24,10 @@ def test_the_commands_on_the_page_take_their_options(repository):
 
 def test_the_page_names_the_causes_and_the_arguments(repository):
     text = (repository / "docs" / "history.md").read_text(encoding="utf-8")
-    causes = re.findall(r"^\| `(\w+)` \|", text, flags=re.MULTILINE)
+    table = text.split("| cause |")[1]
+    causes = re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)
     arguments = set(inspect.signature(hr.history).parameters)
 
     assert causes == list(CAUSES)
-    assert set(re.findall(r"`(\w+)=", text)) <= arguments
+    used = set(re.findall(r"`(\w+)=", text))
+    assert used <= arguments, used - arguments
