@@ -17,6 +17,7 @@ BENCHES = {
     "lake": ("bench.lake", "topics into Delta tables, kills on the way, queries over them"),
     "drift": ("bench.drift_power", "which planted changes the drift report finds and names"),
     "receipts": ("bench.receipts", "10,000 predictions computed again, bit for bit"),
+    "redis-faults": ("bench.redis_faults", "scoring and readers while Redis fails"),
     "history": ("bench.history", "training data from history, through the same kernel"),
 }
 
@@ -25,7 +26,7 @@ def main() -> int:
     """Run the bench that the first argument names."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] not in BENCHES:
-        lines = [f"  {name:<10}{about}" for name, (_, about) in BENCHES.items()]
+        lines = [f"  {name:<14}{about}" for name, (_, about) in BENCHES.items()]
         sys.stderr.write("\n".join(["usage: python -m bench NAME [options]", *lines, ""]))
         return 2
     module = importlib.import_module(BENCHES[arguments[0]][0])

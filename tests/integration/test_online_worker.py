@@ -10,7 +10,6 @@ import sys
 from collections import defaultdict
 
 import pytest
-from fault_proxy import FaultProxy
 from live import LiveWorker, make_project, payments
 
 from headrace.features.store.connection import RedisConnection
@@ -19,6 +18,7 @@ from headrace.features.store.reader import OnlineReader
 from headrace.features.store.request import request_for
 from headrace.runtime.clock import SystemClock
 from headrace.runtime.dev.processes import free_ports, stop
+from headrace.runtime.dev.proxy import FaultProxy
 from headrace.runtime.dev.redis import RedisServer
 
 STALE_AFTER_MS = 4_000

@@ -14,8 +14,15 @@ TURN_S = 0.005
 
 
 class FaultProxy:
-    """Forwards to a local port. ``delay_s`` holds back each piece of data, both ways; ``silent``
-    takes everything and forwards nothing; ``refuses`` cuts all connections at once."""
+    """Forwards to a port of this machine, over threads of its own, until closed.
+
+    Attributes:
+        delay_s: Each piece of data is held back for so long, both ways.
+        silent: Everything is taken and nothing forwarded; once it ends, what was taken is.
+        refuses: All connections are cut at once.
+        port: Where it listens.
+
+    """
 
     def __init__(self, target_port: int) -> None:
         self._target_port = target_port
@@ -24,11 +31,12 @@ class FaultProxy:
         self.refuses = False
         self._ending = threading.Event()
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
+        self.port: int = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
     def close(self) -> None:
+        """Cut all connections and listen no more."""
         self._ending.set()
         with contextlib.suppress(OSError):
             socket.create_connection(("127.0.0.1", self.port), 1).close()
