@@ -148,9 +148,9 @@ class Judge:
         old_s: NDArray[np.float64] = np.where(newer, np.maximum(0.0, passed), 0.0)
         return old_s
 
-    def wrong(self, seen: Seen, settle_s: float) -> NDArray[np.bool_]:
-        """Return which rows are not FRESH, or lack an event sent ``settle_s`` before the read."""
-        known = np.searchsorted(self._sent_s, seen.at_s - settle_s)
+    def wrong(self, seen: Seen, sent_s: float) -> NDArray[np.bool_]:
+        """Return which rows are not FRESH, no value, or lack an event sent before ``sent_s``."""
+        known = np.searchsorted(self._sent_s, sent_s)
         sought = seen.key * np.int64(len(self._order)) + known
         due = np.searchsorted(self._places, sought) - self._start[seen.key]
         fresh = seen.status == STATUSES.index(FRESH)

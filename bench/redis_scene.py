@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 TICK_S = 0.002
 _FIRST_EVENTS = 65_536
 READ_EVERY_S, READ_KEYS = 0.05, 50
-CHECK_KEYS = 5_000
+CHECK_KEYS, PROBED_KEYS = 5_000, 1_000
 
 METRICS_TIMEOUT_S = 10.0
 STALL_S = 120.0
@@ -414,40 +414,43 @@ class Scene:
                 raise BenchError(msg)
             time.sleep(0.05)
 
-    def right_since(
-        self, begin_s: float, settle_s: float, until_s: float, keys: NDArray[np.int64]
-    ) -> float | None:
-        """Wait until the store holds of the keys what was sent ``settle_s`` before it was read.
+    def right_since(self, begin_s: float, until_s: float, keys: NDArray[np.int64]) -> float | None:
+        """Wait until the store holds of the keys, FRESH, all that was sent before ``begin_s``.
 
         Returns:
-            Seconds from ``begin_s`` to the end of the first pass over all the keys that found
-            nothing wrong; None if there was none by ``until_s``.
+            Seconds from ``begin_s`` until each of the keys was seen so; None if they were not by
+            ``until_s``, monotonic clock.
 
         """
-        while time.monotonic() < until_s:
-            if self._pass(keys, settle_s) == 0:
-                return time.monotonic() - begin_s
-            time.sleep(0.05)
-        return None
+        while len(keys):
+            if time.monotonic() > until_s:
+                return None
+            # A few tell of all while much is missing, and disturb less.
+            few = self._wrong(keys[:PROBED_KEYS], begin_s)
+            if len(few):
+                keys = np.concatenate([few, keys[PROBED_KEYS:]])
+                time.sleep(0.1)
+            else:
+                keys = self._wrong(keys[PROBED_KEYS:], begin_s)
+        return time.monotonic() - begin_s
 
-    def _pass(self, keys: NDArray[np.int64], settle_s: float) -> int:
-        """Return how many of the keys are wrong, or of the first piece that has a wrong one."""
+    def _wrong(self, keys: NDArray[np.int64], sent_s: float) -> NDArray[np.int64]:
+        """Return which of the keys lack something that was sent before."""
+        parts = []
         for first in range(0, len(keys), CHECK_KEYS):
             try:
-                seen = read(self.reader, keys[first : first + CHECK_KEYS])
+                parts.append(read(self.reader, keys[first : first + CHECK_KEYS]))
             except StoreUnavailableError:
-                return len(keys)
-            wrong = int(self.traffic.judge().wrong(seen, settle_s).sum())
-            if wrong:
-                return wrong
-        return 0
+                return keys
+        seen = Seen.joined(parts)
+        return seen.key[self.traffic.judge().wrong(seen, sent_s)]
 
     def wrong_keys(self, progress: Callable[[int], None]) -> int:
         """Return how many of all keys do not hold their newest event; no traffic may run."""
         judge, wrong = self.traffic.judge(), 0
         for first in range(0, self.traffic.keys, CHECK_KEYS):
             keys = np.arange(first, min(first + CHECK_KEYS, self.traffic.keys))
-            wrong += int(judge.wrong(read(self.reader, keys), settle_s=0.0).sum())
+            wrong += int(judge.wrong(read(self.reader, keys), np.inf).sum())
             progress(first + len(keys))
         return wrong
 

@@ -66,12 +66,13 @@ def test_a_value_is_old_since_the_next_event_was_sent(judge):
     assert found.fresh_old_s_max == 6.0
 
 
-def test_a_store_is_right_when_it_holds_what_was_sent_a_while_ago(judge):
-    def wrong(at_s, status, count, mean):
-        return bool(judge.wrong(seen(at_s, 0, status, count, mean), settle_s=2.0)[0])
+def test_a_store_is_right_when_it_holds_what_was_sent_before_an_instant(judge):
+    def wrong(sent_s, status, count, mean):
+        return bool(judge.wrong(seen(9.0, 0, status, count, mean), sent_s)[0])
 
-    assert not wrong(6.9, FRESH, 2, 2.0)
-    assert wrong(7.1, FRESH, 2, 2.0)
-    assert not wrong(7.1, FRESH, 3, 3.0)
-    assert wrong(7.1, STALE, 3, 3.0)
-    assert wrong(7.1, FRESH, 3, 2.0)
+    assert not wrong(4.9, FRESH, 2, 2.0)
+    assert wrong(5.1, FRESH, 2, 2.0)
+    assert not wrong(4.9, FRESH, 3, 3.0)
+    assert not wrong(5.1, FRESH, 3, 3.0)
+    assert wrong(5.1, STALE, 3, 3.0)
+    assert wrong(5.1, FRESH, 3, 2.0)
