@@ -137,10 +137,11 @@ class ServedPartition:
 
     @property
     def oldest_ms(self) -> int | None:
-        """Return since when the first key waits."""
-        if self.taken is not None:
-            return int(self.taken.since_ms[0])
-        return self.pending.oldest_ms
+        """Return since when the key that waits longest does."""
+        waiting = [] if self.taken is None else [int(self.taken.since_ms.min())]
+        if (oldest_ms := self.pending.oldest_ms) is not None:
+            waiting.append(oldest_ms)
+        return min(waiting, default=None)
 
 
 @dataclass(slots=True)
@@ -417,11 +418,13 @@ class OnlineWriter:
         if marker is None or part.silent:
             return True
         now_ms = self._clock.now_ms()
+        oldest_ms = part.oldest_ms
         said = replace(
             marker,
             version=part.version,
             complete=part.complete,
-            beat_ms=now_ms,
+            # A store that answers, and takes no rows, must not pass for one that has them.
+            beat_ms=now_ms if oldest_ms is None else min(now_ms, oldest_ms),
             clock_ahead_ms=0 if part.clock_ms is None else part.clock_ms - now_ms,
         )
         with self._asking() as asked:

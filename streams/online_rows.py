@@ -105,10 +105,15 @@ class PendingRows:
 
     @property
     def oldest_ms(self) -> int | None:
-        """Return since when the first key in the queue waits."""
+        """Return since when the key that waits longest does."""
         if self._head == self._tail:
             return None
-        return int(self._columns.since_ms[self._head & (self._room - 1)])
+        since_ms, first = self._columns.since_ms, self._head & (self._room - 1)
+        last = first + self._tail - self._head
+        oldest_ms = int(since_ms[first:last].min())
+        if last > self._room:
+            oldest_ms = min(oldest_ms, int(since_ms[: last - self._room].min()))
+        return oldest_ms
 
     @property
     def _room(self) -> int:
@@ -150,9 +155,18 @@ class PendingRows:
         return self.still(taken)
 
     def still(self, taken: Round) -> Round:
-        """Return what of a round is still the newest that there is to write."""
-        newest = self._place[taken.slots] == taken.places
-        return taken if newest.all() else taken.only(newest)
+        """Return what of a round is still the newest that there is to write.
+
+        What is not waits in the queue again: since when the round's did.
+        """
+        places = self._place[taken.slots]
+        newest = places == taken.places
+        if newest.all():
+            return taken
+        again = ~newest & (places >= self._head)
+        rows, since_ms = places[again] & (self._room - 1), self._columns.since_ms
+        since_ms[rows] = np.minimum(since_ms[rows], taken.since_ms[again])
+        return taken.only(newest)
 
     def forget(self, slots: np.ndarray) -> None:
         """Write nothing of keys that was told up to now."""

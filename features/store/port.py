@@ -61,7 +61,8 @@ class Marker:
         lineage: Goes up whenever what was written before means nothing any more.
         version: All changes by offsets below it are in the store.
         complete: Every key of the state is there, not only those that changed since ``open``.
-        beat_ms: When the writer last said so, wall clock.
+        beat_ms: When the writer last said so, wall clock; or since when rows wait that it could not
+            write yet.
         clock_ahead_ms: The partition's clock minus the wall clock then; far below 0 in a replay.
         rebuild: Number of the newest rebuild that was asked for; 0: none yet.
         server: Names the run of the server that said so; only the store's own business.

@@ -31,6 +31,7 @@ def block_of(slots, version):
 def test_each_key_waits_once_with_its_newest_values_and_marks_claim_no_more_than_is_written(steps):
     pending, taken = PendingRows(2), None
     waiting, flying, written, newest, version = {}, {}, {}, {}, 0
+    lacking = {}
     for what, argument in steps:
         if what == "merge":
             version += 1
@@ -40,6 +41,7 @@ def test_each_key_waits_once_with_its_newest_values_and_marks_claim_no_more_than
                 waiting[slot] = (waiting[slot][0], version)
                 newest[slot] = version
                 flying.pop(slot, None)
+                lacking.setdefault(slot, version)
         elif what == "take" and taken is None:
             taken = pending.take(argument)
             flying = {slot: waiting.pop(slot)[1] for slot in taken.slots.tolist()}
@@ -48,6 +50,7 @@ def test_each_key_waits_once_with_its_newest_values_and_marks_claim_no_more_than
             assert dict(zip(taken.slots.tolist(), taken.version.tolist(), strict=True)) == flying
             if argument:
                 written |= flying
+                lacking = {slot: since for slot, since in lacking.items() if slot not in flying}
                 assert (taken.aggregates[:, 1] == taken.version).all()
                 assert (taken.event_time_ms == taken.slots + 1_000 * taken.version).all()
                 assert (taken.as_of_ms == taken.event_time_ms + 1).all()
@@ -55,10 +58,14 @@ def test_each_key_waits_once_with_its_newest_values_and_marks_claim_no_more_than
         elif what == "forget":
             pending.forget(np.array(argument, np.int64))
             for slot in argument:
-                for known in (waiting, flying, newest, written):
+                for known in (waiting, flying, newest, written, lacking):
                     known.pop(slot, None)
         oldest = min((since for since, _ in waiting.values()), default=None)
         assert len(pending) >= len(waiting)
+        # Since when the store lacks something is never told too late.
+        told = [] if taken is None or not len(taken) else [taken.since_ms.min()]
+        told += [] if pending.oldest_ms is None else [pending.oldest_ms]
+        assert not lacking or min(told) <= min(lacking.values())
         if oldest is not None:
             assert pending.oldest_ms <= oldest
         if taken is None:
@@ -133,3 +140,15 @@ def test_a_failing_store_is_asked_after_100_ms_then_twice_as_long_5_s_at_most():
     backoff.worked()
     backoff.failed(0.0)
     assert backoff.until_ms == 100.0
+
+
+def test_a_key_that_comes_again_on_its_way_has_waited_since_the_first_time():
+    pending = PendingRows(2)
+    pending.merge(block_of(range(1_000), 1), since_ms=5)
+    taken = pending.take(1_000)
+    # The queue's end has gone round to the beginning of its room when it comes.
+    pending.merge(block_of([*range(1_000, 1_090), 290], 2), since_ms=9)
+    assert pending.oldest_ms == 9
+
+    assert len(pending.still(taken)) == 999
+    assert pending.oldest_ms == 5

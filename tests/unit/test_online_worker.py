@@ -9,6 +9,8 @@ import pytest
 from online_cases import OnlineDriver, RecordingStore
 from stream_cases import DAY_MS, HOUR_MS, make_payments, make_reports, two_stages
 
+from headrace.features.store.errors import StoreFullError
+
 # In little more than an hour: no window changes by itself.
 PAYMENTS = make_payments(400, seed=1, step_ms=20_000)
 REPORTS = make_reports(PAYMENTS, seed=2)
@@ -231,6 +233,41 @@ def test_a_full_store_gets_the_rest_when_it_has_room():
     driver.look(7)
     assert driver.faults() == []
     assert all(marker.complete for marker in driver.markers())
+
+
+class RefusingStore(RecordingStore):
+    """Takes no rows while it is full, and answers everything else."""
+
+    full = False
+
+    def write(self, entity, partition, lineage, rows, clock_ms):
+        if self.full:
+            raise StoreFullError("the store must have room; got none", 0, len(rows))
+        return super().write(entity, partition, lineage, rows, clock_ms)
+
+
+def test_a_store_that_answers_but_takes_no_rows_is_said_to_be_as_old_as_what_waits():
+    driver = driver_of(RefusingStore(), payments=PAYMENTS[:200], partitions=1)
+    driver.catch_up()
+    entity = driver.entities[0]
+    driver.store.full = True
+    since_ms = driver.clock.now_ms()
+    for first in range(200, 400, 10):
+        # The same few keys again and again: each has waited since it was first refused.
+        send(driver, PAYMENTS[first : first + 10])
+        driver.run()
+        driver.commit()
+        driver.look()
+    (marker,) = driver.store.markers(entity).values()
+    assert marker.complete
+    assert since_ms <= marker.beat_ms <= since_ms + 1_000
+    assert driver.seen.waits["customer"][1] >= 18
+
+    driver.store.full = False
+    driver.look(7)
+    (marker,) = driver.store.markers(entity).values()
+    assert driver.clock.now_ms() - marker.beat_ms <= 1_000
+    assert driver.faults() == []
 
 
 def test_a_rebuild_that_is_asked_for_writes_all_keys_and_reports_how_far_it_is():
