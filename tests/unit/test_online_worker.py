@@ -107,6 +107,8 @@ def test_a_partition_far_behind_its_end_makes_no_ticks():
     driver.look(2)
     assert driver.seen.wrote == wrote
     assert driver.clock_of(entity, 0) == LONG[199]["event_time"]
+    rows = driver.store.rows(entity).values()
+    assert all(row.fence[2] == row.event_time_ms for row in rows)
     driver.catch_up()
     assert driver.clock_of(entity, 0) > LONG[-1]["event_time"] + 11 * DAY_MS
     assert driver.faults() == []
@@ -168,8 +170,14 @@ def test_a_store_that_lost_everything_is_said_to_be_incomplete_until_it_is_fille
     driver.writer.turn()
     driver.clock.advance(1_000)
     driver.writer.turn()
-    driver.clock.advance(1_000)
-    driver.writer.turn()
+    # What comes meanwhile is written, which does not make it complete.
+    send(driver, [PAYMENTS[-1] | {"payment_id": 10_000}])
+    driver.run()
+    driver.commit()
+    for _ in range(3):
+        driver.clock.advance(1_000)
+        driver.writer.turn()
+    assert driver.store.rows(driver.entities[0])
     assert not any(marker.complete for marker in driver.markers())
 
     driver.look(4)
