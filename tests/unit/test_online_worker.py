@@ -16,7 +16,7 @@ REPORTS = make_reports(PAYMENTS, seed=2)
 LONG = make_payments(400, seed=3)
 NEWEST_MS = PAYMENTS[-1]["event_time"]
 # A terminal of which only reports speak.
-UNSEEN = REPORTS[0] | {"report_id": "r-unseen", "terminal_id": 99}
+UNSEEN = REPORTS[-1] | {"report_id": "r-unseen", "terminal_id": 99}
 
 
 def driver_of(store=None, payments=PAYMENTS, reports=REPORTS, **options):
@@ -43,6 +43,7 @@ def test_the_store_holds_what_is_committed_and_nothing_that_is_not():
 
     assert driver.faults() == []
     # Keys of which only other sources spoke have no values.
+    assert any(99 in state.keys(0).to_pylist() for *_, state in driver.states())
     assert 99 not in driver.store.rows(driver.entities[1])
     assert all(marker.complete for marker in driver.markers())
 
