@@ -235,6 +235,10 @@ def test_a_full_store_gets_the_rest_when_it_has_room():
     assert "full" in driver.seen.failed
     assert len(driver.store._rows) == 5
     assert not all(marker.complete for marker in driver.markers())
+    failures = len(driver.seen.failed)
+    driver.look(10)
+    # It is asked again, less and less often.
+    assert failures < len(driver.seen.failed) <= failures + 6
 
     driver.store.room = None
     driver.look(7)
