@@ -16,7 +16,7 @@ REPORTS = make_reports(PAYMENTS, seed=2)
 LONG = make_payments(400, seed=3)
 NEWEST_MS = PAYMENTS[-1]["event_time"]
 # A terminal of which only reports speak.
-UNSEEN = REPORTS[0] | {"report_id": "r-unseen", "terminal_id": 99}
+UNSEEN = REPORTS[-1] | {"report_id": "r-unseen", "terminal_id": 99}
 
 
 def driver_of(store=None, payments=PAYMENTS, reports=REPORTS, **options):
@@ -43,6 +43,7 @@ def test_the_store_holds_what_is_committed_and_nothing_that_is_not():
 
     assert driver.faults() == []
     # Keys of which only other sources spoke have no values.
+    assert any(99 in state.keys(0).to_pylist() for *_, state in driver.states())
     assert 99 not in driver.store.rows(driver.entities[1])
     assert all(marker.complete for marker in driver.markers())
 
@@ -107,6 +108,8 @@ def test_a_partition_far_behind_its_end_makes_no_ticks():
     driver.look(2)
     assert driver.seen.wrote == wrote
     assert driver.clock_of(entity, 0) == LONG[199]["event_time"]
+    rows = driver.store.rows(entity).values()
+    assert all(row.fence[2] == row.event_time_ms for row in rows)
     driver.catch_up()
     assert driver.clock_of(entity, 0) > LONG[-1]["event_time"] + 11 * DAY_MS
     assert driver.faults() == []
@@ -168,8 +171,14 @@ def test_a_store_that_lost_everything_is_said_to_be_incomplete_until_it_is_fille
     driver.writer.turn()
     driver.clock.advance(1_000)
     driver.writer.turn()
-    driver.clock.advance(1_000)
-    driver.writer.turn()
+    # What comes meanwhile is written, which does not make it complete.
+    send(driver, [PAYMENTS[-1] | {"payment_id": 10_000}])
+    driver.run()
+    driver.commit()
+    for _ in range(3):
+        driver.clock.advance(1_000)
+        driver.writer.turn()
+    assert driver.store.rows(driver.entities[0])
     assert not any(marker.complete for marker in driver.markers())
 
     driver.look(4)
@@ -226,6 +235,10 @@ def test_a_full_store_gets_the_rest_when_it_has_room():
     assert "full" in driver.seen.failed
     assert len(driver.store._rows) == 5
     assert not all(marker.complete for marker in driver.markers())
+    failures = len(driver.seen.failed)
+    driver.look(10)
+    # It is asked again, less and less often.
+    assert failures < len(driver.seen.failed) <= failures + 6
 
     driver.store.room = None
     driver.look(7)
