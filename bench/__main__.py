@@ -15,6 +15,7 @@ BENCHES = {
     "fraud": ("bench.fraud", "two entities, one process"),
     "lake": ("bench.lake", "topics into Delta tables, kills on the way, queries over them"),
     "receipts": ("bench.receipts", "10,000 predictions computed again, bit for bit"),
+    "read": ("bench.read", "the online store: written, and read beside the Feast SDK"),
     "history": ("bench.history", "training data from history, through the same kernel"),
 }
 

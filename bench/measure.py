@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+import redis
 from confluent_kafka import Consumer, TopicPartition
 
 from headrace.runtime.clock import SystemClock
@@ -80,6 +81,10 @@ class TreeSampler:
         first, last = np.interp([first_s, last_s], at, used)
         return float(last - first)
 
+    def cpu_s_until_now(self) -> float:
+        """Return the CPU seconds used since the process began."""
+        return self._samples[-1].cpu_s if self._samples else 0.0
+
     @property
     def rss_mib_max(self) -> float:
         """The largest sum of resident memory over the tree."""
@@ -96,6 +101,37 @@ class TreeSampler:
             except psutil.NoSuchProcess:
                 continue
             self._samples.append(_Sample(CLOCK.now_ms() / 1000, cpu_s, rss / MIB))
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What another process did for a run: CPU of its tree, and of Redis the entities written."""
+
+    name: str
+    cpu_s_per_million: float
+    writes: int | None = None
+
+
+class RedisMeter:
+    """What a Redis did since the meter was made; its server's own word."""
+
+    def __init__(self, url: str, name: str = "redis") -> None:
+        self._name = name
+        self._redis: Any = redis.Redis.from_url(url)
+        self._cpu_s, self._writes = self._read()
+
+    def since(self, events: int) -> Beside:
+        """Return what it did, scaled to a million of so many events."""
+        cpu_s, writes = self._read()
+        self._redis.close()
+        return Beside(self._name, (cpu_s - self._cpu_s) * 1e6 / events, writes - self._writes)
+
+    def _read(self) -> tuple[float, int]:
+        cpu = self._redis.info("cpu")
+        commands = self._redis.info("commandstats")
+        # One HSET writes one entity, whatever views it has.
+        writes = commands.get("cmdstat_hset", {}).get("calls", 0)
+        return float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"]), int(writes)
 
 
 def end_offset_sums(consumer: Consumer, topics: Sequence[str], partitions: int) -> list[int]:

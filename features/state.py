@@ -214,8 +214,9 @@ class EntityState:
         offsets = np.zeros(len(keys) + 1, dtype=np.int64)
         np.cumsum(keys[:, 1], out=offsets[1:])
         data = self._memory.arena[start : start + offsets[-1]].copy()
-        kind = pa.LargeStringArray if self._stage.key_kind == "string" else pa.LargeBinaryArray
-        return kind.from_buffers(len(keys), pa.py_buffer(offsets), pa.py_buffer(data))
+        kind = pa.large_string() if self._stage.key_kind == "string" else pa.large_binary()
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+        return pa.Array.from_buffers(kind, len(keys), buffers)
 
     def forget(self, keys: pa.Array) -> np.ndarray:
         """Drop all that is kept of keys, as if no row of them had come; return their slots.

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from headrace.features.kernels.keys import canonical_keys, hash_keys
+from headrace.features.kernels.canonical import canonical_keys
+from headrace.features.kernels.keys import hash_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

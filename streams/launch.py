@@ -138,7 +138,7 @@ def _online_writer(
     from headrace.features.store.redis_store import RedisOnlineStore
 
     store = RedisOnlineStore(environment.endpoints.redis_url, TIMEOUT_S)
-    return OnlineWriter(store, telemetry, clock)
+    return OnlineWriter(store, telemetry.online, clock)
 
 
 def _erasures(

@@ -94,6 +94,7 @@ class ServedPartition:
     The source thread sets ``clock_ms`` (None: no event yet) and ``live`` and counts up
     ``posted_rows``; all the rest is the writer's thread's, and ``wish`` its word to the other.
 
+    ``token`` is what the values depend on, ``end_offset`` where the log ended at assignment.
     ``version`` and ``complete`` are what the store is known to hold; ``silent``: nothing is said of
     that yet. ``pass_left`` of ``pass_total`` keys are not gone over yet in the pass under way.
     """
@@ -102,6 +103,7 @@ class ServedPartition:
     entity: OnlineEntity
     partition: int
     token: str
+    end_offset: int
     clock_ms: int | None = None
     live: bool = True
     posted_rows: int = 0
@@ -129,8 +131,9 @@ class ServedPartition:
     @property
     def waiting_rows(self) -> int:
         """Return about how many rows are on their way to the store."""
-        taken = 0 if self.taken is None else len(self.taken)
-        return self.posted_rows - self.merged_rows + len(self.pending) + taken
+        taken = self.taken  # Once: the other thread may ask.
+        on_the_way = 0 if taken is None else len(taken)
+        return self.posted_rows - self.merged_rows + len(self.pending) + on_the_way
 
     @property
     def oldest_ms(self) -> int | None:
@@ -298,12 +301,20 @@ class OnlineWriter:
         for part in self._parts:
             if part.marker is not None:
                 continue
-            now_ms = self._clock.now_ms()
             with self._asking() as asked:
-                marker = self._store.open(part.entity, part.partition, part.token, now_ms)
-                self._opened(part, marker)
+                self._opened(part, self._marker(part))
             if not asked.answered:
                 return
+
+    def _marker(self, part: ServedPartition) -> Marker:
+        now_ms = self._clock.now_ms()
+        marker = self._store.open(part.entity, part.partition, part.token, now_ms)
+        if not part.pass_number and marker.version > part.end_offset:
+            # The log was cut since: offsets come a second time, and the store would take what is
+            # new for older. Any other token begins a lineage; then again with the right one.
+            self._store.open(part.entity, part.partition, f"{part.token}:cut", now_ms)
+            marker = self._store.open(part.entity, part.partition, part.token, now_ms)
+        return marker
 
     def _opened(self, part: ServedPartition, marker: Marker) -> None:
         """Ask for a pass over what the store does not hold; until it ends only that is claimed."""

@@ -76,6 +76,7 @@ class OnlineFeed:
                 entity=self._by_stage[index],
                 partition=owned.partition,
                 token=f"{self._plan.fingerprint}:{owned.topic_id}",
+                end_offset=owned.high_offset,
             )
             self._kept[owned.topic, owned.partition] = _Kept(owned, served)
             self._writer.assign(served)

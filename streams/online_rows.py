@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from headrace.streams.batch import OnlineBlock
 
 _FIRST_ROWS = 1_024
+_KEPT_ROWS = 65_536
 _MARKS_MAX = 256
 
 
@@ -53,9 +54,9 @@ class KeyBook:
         """Return the keys of ``slots``: int64, large strings or large binary."""
         if self._kind == "int64":
             return pa.array(self._integers[slots])
-        kind = pa.LargeStringArray if self._kind == "string" else pa.LargeBinaryArray
-        buffers = pa.py_buffer(self._offsets), pa.py_buffer(self._data)
-        return kind.from_buffers(self._count, *buffers).take(pa.array(slots))
+        kind = pa.large_string() if self._kind == "string" else pa.large_binary()
+        buffers = [None, pa.py_buffer(self._offsets), pa.py_buffer(self._data)]
+        return pa.Array.from_buffers(kind, self._count, buffers).take(pa.array(slots))
 
 
 class Round(NamedTuple):
@@ -142,7 +143,11 @@ class PendingRows:
         """Take up to ``count`` keys out, those that waited longest."""
         places = np.arange(self._head, min(self._head + count, self._tail))
         self._head += len(places)
-        return self.still(Round(*(column[places & (self._room - 1)] for column in self._columns)))
+        taken = Round(*(column[places & (self._room - 1)] for column in self._columns))
+        if self._head == self._tail and self._room > _KEPT_ROWS:
+            # An outage is over.
+            self._columns = _columns(_FIRST_ROWS, self._columns.aggregates.shape[1])
+        return self.still(taken)
 
     def still(self, taken: Round) -> Round:
         """Return what of a round is still the newest that there is to write."""

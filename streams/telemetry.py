@@ -57,6 +57,51 @@ class LatencyHistogram(Collector):
         yield family
 
 
+class OnlineMetrics:
+    """What the metrics page shows of the online store's thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.writes = _counter(
+            registry, "online_writes", "Entities written to the online store", "entity"
+        )
+        self.errors = _counter(
+            registry, "online_errors", "Calls that the online store did not take", "reason"
+        )
+        labels = ("entity",)
+        self.pending = Gauge(
+            "headrace_online_pending_entities",
+            "Entities whose newest values wait for the online store",
+            labels,
+            registry=registry,
+        )
+        self.staleness_s = Gauge(
+            "headrace_online_staleness_seconds",
+            "How long the first of them has waited since its commit",
+            labels,
+            registry=registry,
+        )
+        self.rebuild = Gauge(
+            "headrace_online_rebuild_entities",
+            "Entities that a pass over all of them has still to go over or to write",
+            labels,
+            registry=registry,
+        )
+
+    def online_wrote(self, entity: str, rows: int) -> None:
+        """Count entities that the online store took."""
+        self.writes.labels(entity).inc(rows)
+
+    def online_failed(self, reason: str) -> None:
+        """Count a call that the online store did not take."""
+        self.errors.labels(reason).inc()
+
+    def online_waits(self, entity: str, pending: int, staleness_s: float, rebuild: int) -> None:
+        """Show what waits for the online store."""
+        self.pending.labels(entity).set(pending)
+        self.staleness_s.labels(entity).set(staleness_s)
+        self.rebuild.labels(entity).set(rebuild)
+
+
 class Telemetry:
     """The worker's metrics, and whether it is live and ready."""
 
@@ -114,32 +159,7 @@ class Telemetry:
             ("pipeline", "model", "version", "revision"),
             registry=registry,
         )
-
-        self.online_writes = _counter(
-            registry, "online_writes", "Entities written to the online store", "entity"
-        )
-        self.online_errors = _counter(
-            registry, "online_errors", "Calls that the online store did not take", "reason"
-        )
-        entity = ("entity",)
-        self.online_pending = Gauge(
-            "headrace_online_pending_entities",
-            "Entities whose newest values wait for the online store",
-            entity,
-            registry=registry,
-        )
-        self.online_staleness = Gauge(
-            "headrace_online_staleness_seconds",
-            "How long the first of them has waited since its commit",
-            entity,
-            registry=registry,
-        )
-        self.online_rebuild = Gauge(
-            "headrace_online_rebuild_entities",
-            "Entities that a pass over all of them has still to go over or to write",
-            entity,
-            registry=registry,
-        )
+        self.online = OnlineMetrics(registry)
 
     def assigned(self, owned: Sequence[OwnedPartition]) -> None:
         """Take note of the partitions owned now; those that left lose their lag."""
@@ -192,20 +212,6 @@ class Telemetry:
             newest_ms = one.newest_arrival_ms if one.lag_rows else None
             age_ms = 0 if newest_ms is None else max(0, now_ms - newest_ms)
             self.lag_s.labels(*labels).set(age_ms / 1000)
-
-    def online_wrote(self, entity: str, rows: int) -> None:
-        """Count entities that the online store took."""
-        self.online_writes.labels(entity).inc(rows)
-
-    def online_failed(self, reason: str) -> None:
-        """Count a call that the online store did not take."""
-        self.online_errors.labels(reason).inc()
-
-    def online_waits(self, entity: str, pending: int, staleness_s: float, rebuild: int) -> None:
-        """Show what waits for the online store."""
-        self.online_pending.labels(entity).set(pending)
-        self.online_staleness.labels(entity).set(staleness_s)
-        self.online_rebuild.labels(entity).set(rebuild)
 
     def deployed(self, pipeline: str, scorer: Scorer) -> None:
         """Show the model that scores now."""

@@ -83,6 +83,7 @@ class OnlineDriver(Driver):
                 topic_id=f"id-of-{owned.topic}",
                 emit_from=owned.committed,
                 committed_offset=owned.committed,
+                high_offset=len(self._log(owned)),
             )
             for key, owned in self.owned.items()
         }
@@ -107,7 +108,11 @@ class OnlineDriver(Driver):
         self.feed.released([key], flush=False)
         old = self.positions[key]
         self.positions[key] = replace(
-            old, emit_from=owned.committed, committed_offset=owned.committed, done_offset=0
+            old,
+            emit_from=owned.committed,
+            committed_offset=owned.committed,
+            done_offset=0,
+            high_offset=len(self._log(owned)),
         )
         self.feed.assigned([self.positions[key]])
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +12,16 @@ import numpy as np
 
 from bench.card.job import FEATURES, PARTITION_COUNT
 from bench.card.reference import wrong_rows
-from bench.measure import BenchError, drain
+from bench.measure import (
+    BenchError,
+    Beside,
+    RedisMeter,
+    TreeSampler,
+    drain,
+    stop_process,
+)
 from bench.outputs import read_columns
-from bench.project import Project, make_project
+from bench.project import Project, environment, make_project
 from headrace.runtime import topics
 from headrace.runtime.clock import SystemClock
 from headrace.scoring.artefact import Canary, write_artefact
@@ -20,6 +29,8 @@ from headrace.scoring.scorer import FeatureColumn
 from headrace.training.registry import FileRegistry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from bench.measure import Drain
@@ -104,8 +115,49 @@ def _with_names(model_text: str, names: list[str]) -> bytes:
     return model_text.replace(line, f"feature_names={' '.join(names)}", 1).encode()
 
 
-def measure(project: Project, name: str, expected: int, log: Path) -> Drain:
-    """Run one worker until every event has its prediction and its snapshot."""
+def measure(
+    project: Project, name: str, expected: int, log: Path, *, with_lake: bool = False
+) -> tuple[Drain, list[Beside]]:
+    """Run one worker until every event has its prediction and its snapshot.
+
+    Returns what the worker did, and what Redis and, ``with_lake``, the lake's process did for it
+    from its start to its end.
+    """
+    meter = RedisMeter(project.endpoints.redis_url)
+    beside = []
+    with lake_beside(project, log.with_suffix(".lake.log"), wanted=with_lake) as lake:
+        run = _drain(project, name, expected, log)
+        if lake is not None:
+            beside.append(Beside("lake", lake.cpu_s_until_now() * 1e6 / expected))
+    return run, [meter.since(expected), *beside]
+
+
+@contextmanager
+def lake_beside(project: Project, log: Path, *, wanted: bool) -> Iterator[TreeSampler | None]:
+    """Run ``headrace lake`` on the project meanwhile, if it is wanted."""
+    if not wanted:
+        yield None
+        return
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            project.command("lake"),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=project.folder,
+            env=environment(),
+        )
+    sampler = TreeSampler(process.pid)
+    try:
+        yield sampler
+        if process.poll() is not None:
+            msg = f"the lake's process ended with {process.returncode}; see {log}"
+            raise BenchError(msg)
+    finally:
+        sampler.stop()
+        stop_process(process)
+
+
+def _drain(project: Project, name: str, expected: int, log: Path) -> Drain:
     return drain(
         name,
         project.command("worker"),

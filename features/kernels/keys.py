@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from headrace.features.kernels.canonical import canonical_keys
 from headrace.features.kernels.hashing import (
     crc32,
     crc32_table,
@@ -23,36 +24,6 @@ if TYPE_CHECKING:
 # The seed is the key's type, so that 1, "1" and b"1" are three keys.
 _SEEDS = {"int64": np.uint64(1), "string": np.uint64(2), "bytes": np.uint64(3)}
 _CRC32_TABLE = crc32_table()
-
-
-def canonical_keys(keys: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Return ``keys`` as one int64, large string or large binary array.
-
-    Raises:
-        TypeError: If the type can be no key (floats, booleans, nested types).
-    """
-    if isinstance(keys, pa.ChunkedArray):
-        keys = keys.combine_chunks()
-    kind = keys.type
-    if pa.types.is_dictionary(kind):
-        keys, kind = keys.dictionary_decode(), kind.value_type
-    if pa.types.is_integer(kind):
-        target = pa.int64()
-    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
-        target = pa.large_string()
-    elif (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_fixed_size_binary(kind)
-        or kind == pa.binary_view()
-    ):
-        target = pa.large_binary()
-    elif pa.types.is_null(kind):
-        target = pa.int64()
-    else:
-        message = f"a key must be an integer, a string or bytes; got {kind}"
-        raise TypeError(message)
-    return keys if kind == target else keys.cast(target)
 
 
 def key_columns(keys: pa.Array | pa.ChunkedArray) -> Keys:

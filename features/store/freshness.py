@@ -25,6 +25,13 @@ STATUSES: Final = (FRESH, STALE, EXPIRED, MISSING)
 
 
 @dataclass(frozen=True, slots=True)
+class Belief:
+    """What a value's writer makes of it: whether it stands by it, and the time by its clock."""
+
+    vouched: bool
+    clock_ms: int
+
+
 class Witness:
     """What the writers of one entity said of themselves, seen at a moment.
 
@@ -33,45 +40,45 @@ class Witness:
         now_ms: Wall clock of the reader.
         stale_after_ms: How long a writer may be silent.
 
+    Attributes:
+        absent: The status of what is not there: MISSING only if all writers are complete.
+
     """
 
-    markers: Mapping[int, Marker]
-    now_ms: int
-    stale_after_ms: int
+    __slots__ = ("_live", "_markers", "_now_ms", "absent")
 
-    def speaks_for_all(self) -> bool:
-        """Return whether every partition known is written and its writer heard of."""
-        return bool(self.markers) and all(self._is_live(m) for m in self.markers.values())
+    def __init__(self, markers: Mapping[int, Marker], now_ms: int, stale_after_ms: int) -> None:
+        self._markers = markers
+        self._now_ms = now_ms
+        self._live = {
+            partition
+            for partition, marker in markers.items()
+            if marker.complete and now_ms - marker.beat_ms <= stale_after_ms
+        }
+        self.absent = MISSING if markers and len(self._live) == len(markers) else STALE
 
-    def vouches_for(self, fence: Fence | None) -> bool:
-        """Return whether the writer of a value stands by it."""
-        marker = self.markers.get(fence.partition) if fence else None
+    def believe(self, fence: Fence | None) -> Belief:
+        """Return what the writer makes of a value; one that no worker wrote is nobody's."""
+        marker = self._markers.get(fence.partition) if fence else None
         if fence is None or marker is None:
-            return False
-        return marker.lineage == fence.lineage and self._is_live(marker)
-
-    def clock_ms(self, fence: Fence | None) -> int:
-        """Return the time by which a value ages: that of its partition's events."""
-        marker = self.markers.get(fence.partition) if fence else None
-        return self.now_ms + (marker.clock_ahead_ms if marker else 0)
+            return Belief(vouched=False, clock_ms=self._now_ms)
+        vouched = fence.partition in self._live and marker.lineage == fence.lineage
+        return Belief(vouched, self._now_ms + marker.clock_ahead_ms)
 
     def judge(
-        self, fence: Fence | None, event_time_ms: int | None, reach_ms: int
+        self, belief: Belief, event_time_ms: int | None, reach_ms: int
     ) -> tuple[str, int | None]:
         """Return the status of a view's values, and their age.
 
         Args:
-            fence: Of the value; None where no worker wrote one.
+            belief: What its writer makes of the entity.
             event_time_ms: The newest event's time; None: the view is not there.
             reach_ms: After this age no window holds an event.
 
         """
         if event_time_ms is None:
-            return (MISSING if self.speaks_for_all() else STALE), None
-        age_ms = self.clock_ms(fence) - event_time_ms
-        if not self.vouches_for(fence):
+            return self.absent, None
+        age_ms = belief.clock_ms - event_time_ms
+        if not belief.vouched:
             return STALE, age_ms
         return (EXPIRED if age_ms >= reach_ms else FRESH), age_ms
-
-    def _is_live(self, marker: Marker) -> bool:
-        return marker.complete and self.now_ms - marker.beat_ms <= self.stale_after_ms

@@ -11,6 +11,9 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import pyarrow as pa
+
+from headrace.features.kernels.canonical import canonical_keys
 from headrace.features.store.murmur3 import field_name
 
 if TYPE_CHECKING:
@@ -33,6 +36,14 @@ NANOS_TAG: Final = 0x10
 FENCE_WIDTHS: Final = (15, 19, 19, 5)
 FENCE_BYTES: Final = sum(FENCE_WIDTHS) + len(FENCE_WIDTHS) - 1
 
+#: What keys of each kind are in Arrow.
+KEY_TYPES: Final[dict[KeyKind, pa.DataType]] = {
+    "int64": pa.int64(),
+    "string": pa.large_string(),
+    "bytes": pa.large_binary(),
+}
+
+_INT64: Final = struct.Struct("<q")
 _DOUBLE: Final = struct.Struct("<d")
 _WORDS: Final = 1 << 64
 
@@ -58,6 +69,22 @@ class KeyLayout:
     def key(self, value: bytes) -> bytes:
         """Return the key of one value that is in its bytes already."""
         return b"".join((self.prefix, struct.pack("<I", len(value)), value, self.suffix))
+
+
+def typed_keys(kind: KeyKind, keys: pa.Array) -> pa.Array:
+    """Return keys as int64, large string or large binary; they must be of the kind, none null."""
+    canonical = canonical_keys(keys)
+    assert canonical.type == KEY_TYPES[kind], (canonical.type, kind)
+    assert canonical.null_count == 0, "a key is not null"
+    return canonical
+
+
+def key_values(kind: KeyKind, keys: pa.Array) -> list[bytes]:
+    """Return the value of each key as ``KeyLayout.key`` takes it."""
+    if kind == "int64":
+        return [_INT64.pack(number) for number in typed_keys(kind, keys).to_pylist()]
+    values: list[bytes] = typed_keys(kind, keys).cast(pa.large_binary()).to_pylist()
+    return values
 
 
 def feature_field(feature: OnlineFeature) -> bytes:
@@ -115,7 +142,7 @@ def read_value(data: bytes | None) -> float | int | None:
         value: float = _DOUBLE.unpack_from(data, 1)[0]
         return value
     if data[0] == INT64_TAG:
-        return _varint(data, 1)[0]
+        return data[1] if len(data) == 2 else _varint(data, 1)[0]
     return None
 
 

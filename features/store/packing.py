@@ -9,15 +9,13 @@ arguments of HSET at once: as arguments of their own they cost Redis 20 us for 1
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from headrace.features.kernels.compiled import entry, inlined
-from headrace.features.kernels.keys import byte_buffers, canonical_keys, read_only
+from headrace.features.kernels.keys import byte_buffers, read_only
 from headrace.features.store.layout import (
     DOUBLE_TAG,
     FENCE_BYTES,
@@ -29,10 +27,12 @@ from headrace.features.store.layout import (
     feature_field,
     fence_field,
     time_field,
+    typed_keys,
 )
+from headrace.features.store.resp import bulk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from headrace.features.store.port import EntityRows
     from headrace.features.store.views import OnlineEntity
@@ -55,58 +55,15 @@ _SHORT: Final = 0xA0
 _SHORT_MAX: Final = 31
 _LONG: Final = 0xDA
 
-_KINDS: Final[dict[str, pa.DataType]] = {
-    "int64": pa.int64(),
-    "string": pa.large_string(),
-    "bytes": pa.large_binary(),
-}
 
-
-@dataclass(frozen=True, slots=True)
-class KeyBytes:
-    """Keys as bytes: key i is ``data[offsets[i]:offsets[i + 1]]``."""
-
-    data: np.ndarray
-    offsets: np.ndarray
-
-    def __len__(self) -> int:
-        """Return the number of keys."""
-        return len(self.offsets) - 1
-
-    def to_list(self) -> list[bytes]:
-        """Return the keys one by one."""
-        data, ends = self.data.tobytes(), self.offsets.tolist()
-        return [data[a:b] for a, b in itertools.pairwise(ends)]
-
-
-def key_bytes(entity: OnlineEntity, keys: pa.Array) -> KeyBytes:
-    """Return the values of keys as Feast writes them; they must be of the entity's kind."""
-    canonical = canonical_keys(keys)
-    assert canonical.type == _KINDS[entity.key_kind], (canonical.type, entity.key_kind)
-    assert canonical.null_count == 0, "a key is not null"
-    if entity.key_kind != "int64":
-        offsets, data = byte_buffers(canonical)
-        return KeyBytes(data, offsets)
-    numbers = np.asarray(canonical.to_numpy(zero_copy_only=True), dtype="<i8")
+def key_bytes(keys: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return (data uint8, offsets int64[n + 1]) of canonical keys as Feast writes their values."""
+    if keys.type != pa.int64():
+        offsets, data = byte_buffers(keys)
+        return data, offsets
+    numbers = np.asarray(keys.to_numpy(zero_copy_only=True), dtype="<i8")
     offsets = read_only(np.arange(0, 8 * len(numbers) + 1, 8, dtype=np.int64))
-    return KeyBytes(read_only(numbers.view(np.uint8)), offsets)
-
-
-def bulk(argument: bytes) -> bytes:
-    """Return an argument of a command in Redis's protocol."""
-    return b"$%d\r\n%b\r\n" % (len(argument), argument)
-
-
-def command(arguments: Iterable[bytes]) -> bytes:
-    r"""Return a command in Redis's protocol.
-
-    Examples:
-        >>> command([b"GET", b"a"])
-        b'*2\r\n$3\r\nGET\r\n$1\r\na\r\n'
-
-    """
-    parts = [bulk(argument) for argument in arguments]
-    return b"*%d\r\n%b" % (len(parts), b"".join(parts))
+    return read_only(numbers.view(np.uint8)), offsets
 
 
 class WritePacker:
@@ -137,7 +94,7 @@ class WritePacker:
         assert 0 <= partition < 10 ** FENCE_WIDTHS[3]
         if count == 0:
             return memoryview(b""), 0
-        keys = key_bytes(self._entity, rows.keys)
+        data, offsets = key_bytes(typed_keys(self._entity.key_kind, rows.keys))
         times = np.asarray(rows.event_time_ms, np.int64)
         ttl_ms = np.clip(times + (self._entity.expiry_ms - clock_ms), _TTL_MS_MIN, _TTL_MS_MAX)
         # The last call may have fewer keys.
@@ -148,7 +105,7 @@ class WritePacker:
         fields = len(self._fields) + _TIME_BYTES * self._times + _VALUE_BYTES * len(self._whole)
         row_bytes = key_frame + _ROW_BYTES + fields
         room = calls * (len(self._constants) + max(map(len, heads))) + count * row_bytes
-        out = np.empty(room + int(keys.offsets[-1] - keys.offsets[0]), np.uint8)
+        out = np.empty(room + int(offsets[-1] - offsets[0]), np.uint8)
         length = _write_calls(
             _array(heads[0]),
             _array(heads[1]),
@@ -158,8 +115,8 @@ class WritePacker:
             self._times,
             self._prefix,
             self._suffix,
-            keys.data,
-            keys.offsets,
+            data,
+            offsets,
             read_only(np.asarray(rows.values, np.float64)),
             self._whole,
             read_only(times),
@@ -171,6 +128,7 @@ class WritePacker:
             full,
             out,
         )
+        assert length <= len(out), (length, len(out))
         return out[:length].data, calls
 
     def _head(self, keys: int) -> bytes:
@@ -333,7 +291,13 @@ def _put_fence(
     return _put_end(out, _put_decimal(out, at + 1, partition, FENCE_WIDTHS[3]))
 
 
+# numba's cache knows this file, not that the layout's constants come from another one.
+_LAYOUT: Final = (*FENCE_WIDTHS, FENCE_BYTES, INT64_TAG, DOUBLE_TAG, SECONDS_TAG, NANOS_TAG)
+
+
 def _make_write_calls(stamp: int) -> Callable[..., int]:
+    compiled_for = (stamp, *_LAYOUT)
+
     def write_calls(
         head: np.ndarray,
         last_head: np.ndarray,
@@ -356,7 +320,7 @@ def _make_write_calls(stamp: int) -> Callable[..., int]:
         keys_a_call: int,
         out: np.ndarray,
     ) -> int:
-        _ = stamp
+        _ = compiled_for
         bits = values.view(np.int64)
         count, columns = values.shape
         at = 0

@@ -13,9 +13,11 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from headrace.features.store.connection import TIMEOUT_S, RedisConnection
 from headrace.features.store.errors import StoreFullError, StoreUnavailableError
-from headrace.features.store.layout import KeyLayout, marker_key
-from headrace.features.store.packing import WritePacker, command, key_bytes
+from headrace.features.store.layout import KeyLayout, key_values, marker_key
+from headrace.features.store.markers import REBUILD, marker_text, read_marker, read_markers
+from headrace.features.store.packing import WritePacker
 from headrace.features.store.port import EntityRows, Marker, Rebuild
+from headrace.features.store.resp import command
 from headrace.features.store.scripts import BEAT, OPEN, WRITE
 from headrace.runtime.errors import explain
 
@@ -32,9 +34,7 @@ _BLOCK_ROWS: Final = 4_000
 _DELETE_KEYS: Final = 1_000
 # Redis 6.2 wraps the error of a command within a script, 7 does not.
 _FULL: Final = "OOM command not allowed"
-_TOKEN: Final = b"token:"
 _PROGRESS: Final = b"progress:"
-_REBUILD: Final = b"rebuild"
 
 
 class RedisOnlineStore:
@@ -75,7 +75,7 @@ class RedisOnlineStore:
     def delete(self, entity: OnlineEntity, keys: pa.Array) -> int:
         """Erase the keys' hashes, with what every pipeline wrote there."""
         layout = KeyLayout.of(entity)
-        names = [layout.key(value) for value in key_bytes(entity, keys).to_list()]
+        names = [layout.key(value) for value in key_values(entity.key_kind, keys)]
         parts = [names[n : n + _DELETE_KEYS] for n in range(0, len(names), _DELETE_KEYS)]
         return sum(self._run([(b"UNLINK", *part) for part in parts]))
 
@@ -87,30 +87,20 @@ class RedisOnlineStore:
         """
         arguments = (b"%d" % partition, token.encode(), b"%d" % now_ms)
         text, rebuild, run = self._script(OPEN, marker_key(entity), arguments)
-        return _marker(text, int(rebuild), run.decode())
+        return read_marker(text, int(rebuild), run.decode())
 
     def beat(self, entity: OnlineEntity, partition: int, marker: Marker) -> Marker | None:
         """Keep the marker if the server and the lineage are those that it came from.
 
         A server that was started again may hold less than when it was asked last.
         """
-        text = ":".join(
-            str(int(number))
-            for number in (
-                marker.lineage,
-                marker.version,
-                marker.complete,
-                marker.beat_ms,
-                marker.clock_ahead_ms,
-            )
-        )
         arguments = (b"%d" % partition, b"%d" % marker.lineage, marker.server.encode())
-        rebuild = self._script(BEAT, marker_key(entity), (*arguments, text.encode()))
+        rebuild = self._script(BEAT, marker_key(entity), (*arguments, marker_text(marker)))
         return None if rebuild is None else dataclasses.replace(marker, rebuild=int(rebuild))
 
     def request_rebuild(self, entity: OnlineEntity) -> int:
         """Count up the requests, which writers see when they beat."""
-        (number,) = self._run([(b"HINCRBY", marker_key(entity), _REBUILD, b"1")])
+        (number,) = self._run([(b"HINCRBY", marker_key(entity), REBUILD, b"1")])
         return int(number)
 
     def report_rebuild(self, entity: OnlineEntity, partition: int, progress: Rebuild) -> None:
@@ -173,16 +163,3 @@ class RedisOnlineStore:
             return StoreFullError(text, written, refused)
         text = explain("Redis", "take what is written", str(error), self._redis.name)
         return StoreUnavailableError(text)
-
-
-def read_markers(fields: Mapping[bytes, bytes]) -> dict[int, Marker]:
-    """Return the markers by partition, from the hash that holds them."""
-    rebuild = int(fields.get(_REBUILD, b"0"))
-    return {
-        int(field): _marker(text, rebuild, "") for field, text in fields.items() if field.isdigit()
-    }
-
-
-def _marker(text: bytes, rebuild: int, server: str) -> Marker:
-    lineage, version, complete, beat_ms, ahead_ms = map(int, text.split(b":"))
-    return Marker(lineage, version, bool(complete), beat_ms, ahead_ms, rebuild, server)

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from headrace.features.definitions import FeatureView, Pipeline
 from headrace.features.errors import did_you_mean
-from headrace.features.kernels.keys import canonical_keys
+from headrace.features.kernels.canonical import canonical_keys
 from headrace.features.store.errors import OnlineError
+from headrace.features.store.layout import KEY_TYPES
 from headrace.features.store.views import online_entities
 from headrace.runtime.errors import explain
 
@@ -22,12 +23,6 @@ if TYPE_CHECKING:
     Features = str | Pipeline | FeatureView | Sequence[str | FeatureView]
     # Or an Arrow table, or a pandas frame: both without types.
     Entities = Mapping[str, Any] | Sequence[Mapping[str, Any]] | Any
-
-_TYPES: dict[KeyKind, pa.DataType] = {
-    "int64": pa.int64(),
-    "string": pa.large_string(),
-    "bytes": pa.large_binary(),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +161,7 @@ def _columns(entities: Entities, names: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _typed(name: str, values: Any, kind: KeyKind) -> pa.Array:
-    target = _TYPES[kind]
+    target = KEY_TYPES[kind]
     hint = "1 and '1' are different keys"
     try:
         array = values if isinstance(values, pa.Array | pa.ChunkedArray) else pa.array(values)

@@ -82,17 +82,16 @@ def _print_table(answer: OnlineAnswer) -> None:
     from rich.table import Table
 
     rows = answer.to_dicts()
-    keys = [name for name in answer.table.column_names if "__" not in name]
     table = Table(box=None, pad_edge=False)
     table.add_column("feature", overflow="fold")
     for row in rows:
-        title = "\n".join(f"{key}={row[key]}" for key in keys)
+        title = "\n".join(f"{key}={row[key]}" for key in answer.keys)
         table.add_column(title, justify="right", overflow="fold")
     for view in answer.views:
         cells = [_status(row[f"{view}__status"], row[f"{view}__age_ms"]) for row in rows]
         table.add_row(f"[bold]{view}[/bold]", *cells)
-        for name in answer.table.column_names:
-            if name.startswith(f"{view}__") and name not in {f"{view}__status", f"{view}__age_ms"}:
+        for name in answer.types:
+            if name.startswith(f"{view}__"):
                 table.add_row(f"  {name}", *(_value(row[name]) for row in rows))
     Console().print(table)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import redis
 import store_cases as cases
 
 import headrace as hr
@@ -17,7 +20,7 @@ from headrace.features.store.errors import StoreUnavailableError
 from headrace.features.store.freshness import EXPIRED, FRESH, MISSING, STALE
 from headrace.features.store.reader import OnlineReader
 from headrace.features.store.redis_store import RedisOnlineStore
-from headrace.features.store.request import request_for
+from headrace.features.store.request import Request, WantedView, request_for
 from headrace.features.store.views import online_entities
 from headrace.runtime.clock import ManualClock, SystemClock
 
@@ -26,7 +29,8 @@ import headrace as hr
 
 visits = hr.Source("visits", key="who", event_time="at")
 person, page = hr.Entity("person", key="who"), hr.Entity("page", key="page")
-habits = hr.FeatureView("habits", person, visits, [hr.count(over="7d"), hr.mean("spent", over="7d")])
+spent = [hr.count(over="7d"), hr.mean("spent", over="7d")]
+habits = hr.FeatureView("habits", person, visits, spent)
 today = hr.FeatureView("today", person, visits, [hr.count(over="1d")])
 traffic = hr.FeatureView("traffic", page, visits, [hr.count(over="1h")])
 busy = hr.Pipeline("busy", visits, [habits, today, traffic])
@@ -83,6 +87,8 @@ class Case:
 
 @pytest.fixture
 def folder(project_folder):
+    with (project_folder / "headrace.yaml").open("a") as settings:
+        settings.write("online:\n  stale_after: 1h\n")
     (project_folder / "definitions.py").write_text(DEFINITIONS)
     (project_folder / "schemas" / "visits.avsc").write_text(json.dumps(SCHEMA))
     return project_folder
@@ -155,6 +161,59 @@ def test_a_replay_ages_by_its_own_clock(case):
     (row,) = case.read("today", {"who": "old"}).to_dicts()
 
     assert (row["today__count_1d"], row["today__age_ms"], row["today__status"]) == (1, 3_000, FRESH)
+
+
+def test_few_of_many_features_are_read_one_by_one_and_say_the_same(stack, unique_name):
+    views = tuple(cases.view(f"view{number}") for number in range(6))
+    entity = cases.entity(unique_name, views=views)
+    store = RedisOnlineStore(stack.redis_url)
+    marker = store.open(entity, 0, "plan", NOW_MS)
+    store.beat(entity, 0, dataclasses.replace(marker, complete=True))
+    values = [[float(number) for number in range(12)], [math.nan] * 12]
+    store.write(entity, 0, marker.lineage, cases.rows([1, 2], values), NOW_MS)
+    store.close()
+
+    def read(*wanted):
+        names = tuple(feature.name for one in wanted for feature in one.features)
+        clock = ManualClock(NOW_MS)
+        with OnlineReader(Request(wanted, names), stack.redis_url, 10_000, clock) as reader:
+            assert reader._hashes["customer_id"].takes_all == (len(wanted) > 1)
+            return reader.read({"customer_id": [2, 3, 1]}).to_dicts()
+
+    everything = read(*(WantedView(entity, view, view.features) for view in views))
+    few = read(WantedView(entity, views[4], views[4].features[1:]))
+
+    names = ("customer_id", "view4__amount_mean_1d", "view4__age_ms", "view4__status")
+    assert few == [{name: row[name] for name in names} for row in everything]
+    assert [row["view4__amount_mean_1d"] for row in few] == [None, None, 9.0]
+    assert [row["view4__status"] for row in few] == [FRESH, MISSING, FRESH]
+
+
+def test_threads_may_share_a_reader(case):
+    request = request_for("busy", case.plan)
+    keys = [{"who": name, "page": 7} for name in ("ann", "bob", "nobody")] * 20
+    with OnlineReader(request, case.url, 10_000, ManualClock(NOW_MS)) as reader:
+        alone = [reader.read(key).to_dicts() for key in keys]
+        with ThreadPoolExecutor(6) as pool:
+            together = list(pool.map(lambda key: reader.read(key).to_dicts(), keys))
+
+    assert alone == together
+
+
+def test_the_code_in_the_docs_reads_the_same(case, repository):
+    page = (repository / "docs" / "online-store.md").read_text()
+    (code,) = [block for block in page.split("```python\n") if block.startswith("import struct")]
+    scope = {}
+    exec(code.split("```")[0], scope)  # noqa: S102 - it is ours
+    client = redis.Redis.from_url(case.url)
+
+    def read(view, feature, key="ann"):
+        return scope["read_feature"](client, case.project.name, "who", key, view, feature)
+
+    assert read("habits", "count_7d") == 3
+    assert read("habits", "spent_mean_7d") == 1.5
+    assert read("habits", "count_7d", "nobody") is None
+    client.close()
 
 
 def test_no_entities_give_no_rows(case):

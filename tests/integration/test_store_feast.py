@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def feast_store(stack, unique_name, tmp_path):
             FeatureView(
                 name=view.name,
                 entities=[entity],
-                ttl=datetime.timedelta(0),
+                ttl=dt.timedelta(0),
                 schema=[Field(name=f.feature, dtype=types[f.dtype]) for f in view.features],
                 source=FileSource(name=view.name, path=path, timestamp_field="at"),
             )

@@ -40,7 +40,9 @@ CASES = {
 def test_status_of_a_value(name):
     markers, own, age_ms, status = CASES[name]
 
-    assert Witness(markers, NOW, PATIENCE).judge(own, NOW - age_ms, REACH) == (status, age_ms)
+    witness = Witness(markers, NOW, PATIENCE)
+
+    assert witness.judge(witness.believe(own), NOW - age_ms, REACH) == (status, age_ms)
 
 
 ABSENT = {
@@ -55,13 +57,16 @@ ABSENT = {
 def test_what_is_absent_is_missing_only_if_all_writers_say_they_are_complete(name):
     markers, status = ABSENT[name]
 
-    assert Witness(markers, NOW, PATIENCE).judge(None, None, REACH) == (status, None)
+    witness = Witness(markers, NOW, PATIENCE)
+
+    assert witness.judge(witness.believe(None), None, REACH) == (status, None)
 
 
 def test_a_value_ages_by_the_clock_of_its_stream():
     # A replay of events of ten days ago: the stream's clock is that far behind.
     behind = {0: marker(ahead_ms=-10 * REACH)}
 
-    found = Witness(behind, NOW, PATIENCE).judge(fence(), NOW - 10 * REACH - 7, REACH)
+    witness = Witness(behind, NOW, PATIENCE)
+    found = witness.judge(witness.believe(fence()), NOW - 10 * REACH - 7, REACH)
 
     assert found == (FRESH, 7)

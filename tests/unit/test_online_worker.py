@@ -190,11 +190,34 @@ def test_a_store_that_came_back_older_gets_what_it_lost_and_no_more():
     driver.store._rows, driver.store._markers = saved
     driver.store.restart()
     driver.seen.wrote = 0
+    for _ in range(3):
+        driver.writer.turn()
+        driver.clock.advance(1_000)
+    assert not any(marker.complete for marker in driver.markers())
     driver.look(4)
 
     assert driver.faults() == []
     assert 0 < driver.seen.wrote <= len(changed)
     assert all(marker.complete for marker in driver.markers())
+
+
+def test_a_log_that_was_cut_begins_a_lineage_as_its_offsets_come_again():
+    driver = driver_of(partitions=1)
+    driver.catch_up()
+    lineage = driver.markers()[0].lineage
+    # The same topic, as after an unclean loss: half of the events are gone, and others come.
+    lost = OnlineDriver(two_stages(), driver.store, partitions=1)
+    send(lost, PAYMENTS[:100])
+    lost._start()
+
+    lost.catch_up()
+
+    assert lost.markers()[0].lineage > lineage
+    held = lost.store.rows(lost.entities[0])
+    seen = {row["customer_id"] for row in PAYMENTS[:100]} - {None}
+    assert {key: held[key].values["customer__count_1d"] for key in seen} == {
+        key: sum(row["customer_id"] == key for row in PAYMENTS[:100]) for key in seen
+    }
 
 
 def test_a_full_store_gets_the_rest_when_it_has_room():

@@ -92,6 +92,33 @@ def test_integer_and_bytes_keys_have_states_of_their_own():
         assert applied.aggregates[:, 0].tolist() == [1, 1, 2]
 
 
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("int64", pa.array([7, -2, 7, 2**62])),
+        ("string", pa.array(["ü", "", "ü", "abc"])),
+        ("bytes", pa.array([b"\xff", b"", b"\xff", b"abc"])),
+    ],
+)
+def test_the_keys_of_slots_are_what_was_applied_after_an_abort_too(kind, keys):
+    state = EntityState(dataclasses.replace(one_window_stage(), key_kind=kind))
+
+    def apply(rows):
+        zeros = np.zeros(len(rows), dtype=np.int64)
+        ones = np.ones((len(rows), 1))
+        return state.apply(rows, zeros, zeros, zeros, ones, np.ones(len(rows), bool)).slots.tolist()
+
+    apply(keys[:1])
+    state.begin()
+    apply(keys[3:])
+    state.abort()
+
+    assert apply(keys) == [0, 1, 0, 2]
+    assert state.keys(0).to_pylist() == keys.unique().to_pylist()
+    assert state.keys(2).to_pylist() == [keys[3].as_py()]
+    assert len(state.keys(3)) == 0
+
+
 def big_log(seed, rows=40_000, keys=3_000, span_ms=50_000):
     """Zipf keys, 5 % late rows: every array of the state grows several times."""
     random = np.random.default_rng(seed)

@@ -18,9 +18,9 @@ import store_cases as cases
 import headrace as hr
 from headrace.features.compiler import compile_pipeline
 from headrace.features.plan import ProjectPlan
-from headrace.features.store.layout import KeyLayout, read_time_ms, read_value
+from headrace.features.store.layout import KeyLayout, key_values, read_time_ms, read_value
 from headrace.features.store.murmur3 import field_name, murmur3
-from headrace.features.store.packing import WritePacker, key_bytes
+from headrace.features.store.packing import WritePacker
 from headrace.features.store.views import online_entities
 from headrace.schemas.codec import SchemaDecoder
 
@@ -78,7 +78,7 @@ def test_keys_are_feasts_for_every_avro_type_that_can_be_one(name, protos):
     layout = KeyLayout.of(entity)
     column = decoded(schema, keys)
 
-    ours = [layout.key(data) for data in key_bytes(entity, column).to_list()]
+    ours = [layout.key(data) for data in key_values(entity.key_kind, column)]
 
     feasts = [
         redis_key(
@@ -130,7 +130,7 @@ def test_values_and_times_are_feasts_messages(protos):
     packed = cases.unpacked(WritePacker(entity, "0" * 40).pack(3, 9, rows, cases.NOW_MS)[0])
 
     layout = KeyLayout.of(entity)
-    for key, data in enumerate(key_bytes(entity, rows.keys).to_list()):
+    for key, data in enumerate(key_values(entity.key_kind, rows.keys)):
         _, fence, fields = packed[layout.key(data)]
         number, double = numbers[key], doubles[key]
         moment = timestamp()
@@ -153,4 +153,4 @@ def test_values_and_times_are_feasts_messages(protos):
 
 def test_a_null_key_is_a_programmers_error():
     with pytest.raises(AssertionError, match="not null"):
-        key_bytes(cases.entity(), pa.array([1, None]))
+        key_values("int64", pa.array([1, None]))
