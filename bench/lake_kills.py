@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from headrace.lake.tables import LakeTable
 
-POLL_S = 0.02
+POLL_S = 0.05
 
 
 @dataclass(slots=True)

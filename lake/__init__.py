@@ -1,1 +1,1 @@
-"""Point-in-time-correct history over files and Arrow tables."""
+"""The Delta tables with their process and queries; point-in-time-correct history."""

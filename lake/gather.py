@@ -153,7 +153,10 @@ class Gather:
         self.tables.append(rows, rejected, advances)
         for lane in lanes:
             lane.position = lane.next_offset
-            lane.settled = frozenset()
+            if lane.settled:
+                # Some may lie further on than this append went.
+                end = lane.position or 0
+                lane.settled = frozenset(offset for offset in lane.settled if offset >= end)
         self.forget()
         reasons: dict[str, int] = {}
         for _, reason, _ in refused:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from headrace.features.errors import PlanFormatError
 from headrace.lake.consume import Follower
-from headrace.lake.errors import SecondWriterError, TableBusyError
+from headrace.lake.errors import LakeError, SecondWriterError, TableBusyError
 from headrace.lake.maintenance import maintain
 from headrace.lake.tables import Lake
 from headrace.lake.targets import targets_of
 from headrace.runtime.errors import KafkaUnavailableError, TopicError, explain
 from headrace.runtime.logging import get_logger
 from headrace.runtime.settings import duration_ms
-from headrace.schemas.errors import RegistryUnavailableError
+from headrace.schemas.errors import SchemaError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -151,7 +151,7 @@ class LakeProcess:
             if plan is not None:
                 self._targets = targets_of(plan, self._options.max_record_bytes)
             self._follower.look(self._targets)
-        except (KafkaUnavailableError, PlanFormatError) as error:
+        except (KafkaUnavailableError, PlanFormatError, LakeError) as error:
             if self._options.once:
                 raise
             log.warning("cannot_look", error=str(error))
@@ -214,7 +214,7 @@ class LakeProcess:
         begin_s = time.monotonic()
         try:
             appended = gather.append()
-        except RegistryUnavailableError as error:
+        except SchemaError as error:
             self._put_off("registry", error)
             return False
         except TableBusyError as error:

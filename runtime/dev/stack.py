@@ -432,7 +432,7 @@ def statuses(settings: Settings, folder: Path) -> list[ServiceStatus]:
         own.get(name) or ServiceStatus(name, "external", external.get(name), None, None)
         for name in SERVICES
     ]
-    return infrastructure + [own["lake"]] * ("lake" in own)
+    return [*infrastructure, *(own[name] for name in ("lake",) if name in own)]
 
 
 def _external(settings: Settings) -> dict[Service, str]:

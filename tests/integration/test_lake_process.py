@@ -1,4 +1,4 @@
-"""`headrace lake` on the real broker: what comes in, from where, and what may go wrong on the way."""
+"""`headrace lake` on the real broker: what comes in, from where, and what may go wrong."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import json
 import resource
 import socket
 import subprocess
+import sys
 import threading
 import time
 
 import httpx
 import pytest
 import yaml
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from lakes import LiveLake, command, places, run_once, wire
 from live import apply, make_project, payments
 
 from bench.lake_kills import held, run_kills
+from headrace.cli.applied import Applied, write_applied
 from headrace.features.output_schemas import output_schemas
 from headrace.lake.tables import ARRIVAL_TIME, Lake, predictions_table, snapshots_table
-from headrace.lake.telemetry import LakeTelemetry
 from headrace.runtime.dev.processes import free_ports
 from headrace.runtime.kafka import admin, delete_topics, topic_ids
 from headrace.runtime.settings import load_settings
@@ -145,7 +146,6 @@ def test_transactions_aborted_ones_and_their_markers_neither_show_nor_stall(proj
 
 def test_a_field_and_a_pipeline_that_come_while_it_runs_are_taken_in(project, wait_until):
     folder, plan = project.folder, project.plan
-    topic, schema = next(iter(output_schemas(plan).items()))
     snapshots = f"{plan.name}.snapshots"
     schema = output_schemas(plan)[snapshots]
     registry = project.environment.registry
@@ -171,9 +171,9 @@ def test_a_field_and_a_pipeline_that_come_while_it_runs_are_taken_in(project, wa
         topic, schema = next(iter(output_schemas(other).items()))
         number = second.registry.register(f"{topic}-value", schema)
         produce(project, topic, [wire(schema, number, output_row(schema, 7))])
+        write_applied(second.project.settings, Applied(second.plan))
         second.registry.close()
-        # The definitions are looked at anew from time to time where nothing says what is applied.
-        wait_until(lambda: lake.rows(predictions_table(other.name)) == 1, timeout_s=90)
+        wait_until(lambda: lake.rows(predictions_table(other.name)) == 1)
 
     found = lake_of(project).table(table).delta.to_pyarrow_table().to_pylist()
     assert sorted((row["source_offset"], row["night"]) for row in found) == [
@@ -273,7 +273,7 @@ def test_without_the_registry_records_wait_and_none_is_rejected(project, wait_un
 
 
 def test_a_full_disk_shows_no_half_file_and_goes_on_when_there_is_space(project, wait_until):
-    """A limit on the size of files stands for the full disk: writes fail in the middle of a file."""
+    """A limit on the size of files stands for the full disk: writes fail inside a file."""
     table = project.plan.source
     keyed, _ = payments(project, 12_000, START_MS, seed=6)
     with LiveLake(project.folder) as lake:
@@ -364,15 +364,59 @@ def test_it_starts_before_anything_is_applied_and_waits(project_folder, wait_unt
         assert lake.terminate() == 0
 
 
-def test_the_metrics_page_has_what_the_docs_list(project, repository, wait_until):
-    from prometheus_client import CollectorRegistry
-
-    registry = CollectorRegistry()
-    LakeTelemetry(registry)
-    text = (repository / "docs" / "lake.md").read_text()
-    for family in registry.collect():
-        kind = "_total" if family.type == "counter" else ""
-        assert f"| `{family.name}{kind}` | {family.documentation}" in text
+def test_records_that_kafka_deleted_unread_are_counted_and_what_is_left_is_read(
+    project, wait_until
+):
+    topic, table = project.topic("payments"), project.plan.source
+    keyed, _ = payments(project, 400, START_MS, seed=8)
+    project.send(keyed[:200])
+    before = run_once(project.folder)[table]
+    project.send(keyed[200:])
+    client = admin(project.environment.client)
+    deleted = client.delete_records(
+        [TopicPartition(topic, p, 70) for p in range(project.partitions)]
+    )
+    low = {place.partition: done.result().low_watermark for place, done in deleted.items()}
+    topic_id = topic_ids(client, [topic])[topic]
+    positions = [lake_of(project).table(table).next_offset(topic_id, p) for p in low]
+    gone = sum(max(0, low[p] - position) for p, position in enumerate(positions))
 
     with LiveLake(project.folder) as lake:
-        wait_until(lake.is_ready)
+        wait_until(lambda: lake.rows(table) == 400 - gone)
+        assert lake.metrics()[f'headrace_lake_missed_total{{topic="{topic}"}}'] == gone > 0
+        assert "records_gone" in lake.output()
+
+    assert before == 200
+
+
+def headrace(folder, *arguments):
+    program = [sys.executable, "-m", "headrace.cli.main", *arguments, "--project", str(folder)]
+    return subprocess.run(program, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_up_starts_the_lake_alone_where_the_rest_is_somebody_elses(project, wait_until):
+    keyed, _ = payments(project, 30, START_MS, seed=9)
+    project.send(keyed)
+    try:
+        assert headrace(project.folder, "up").returncode == 0
+        services = json.loads(headrace(project.folder, "status", "--json").stdout)["services"]
+        assert [(one["name"], one["state"]) for one in services] == [
+            ("kafka", "external"),
+            ("redis", "external"),
+            ("registry", "external"),
+            ("lake", "running"),
+        ]
+        lake = lake_of(project)
+        wait_until(lambda: len(places(lake, project.plan.source)) == 30)
+    finally:
+        down = headrace(project.folder, "down", "--json")
+    assert json.loads(down.stdout) == {"stopped": [{"service": "lake", "clean": True}]}
+
+
+def test_a_project_may_do_without_the_lake(project):
+    settings = project.folder / "headrace.yaml"
+    settings.write_text(settings.read_text() + "  enabled: false\n")
+
+    assert headrace(project.folder, "up").returncode == 0
+    services = json.loads(headrace(project.folder, "status", "--json").stdout)["services"]
+    assert [one["name"] for one in services] == ["kafka", "redis", "registry"]

@@ -49,7 +49,7 @@ def test_the_definitions_new_schema_counts_at_once():
     registry = Schemas()
     old = registry.add("topic-value", OLD)
     mine = decoder(registry)
-    mine.decode([])
+    assert mine.decode([wire(OLD, old, {"x": 1, "gone": 0.5})]).batch.num_columns == 2
     mine.redefine(Target("t", "topic", NEW, None))
 
     found = mine.decode([wire(OLD, old, {"x": 1, "gone": 0.5})])

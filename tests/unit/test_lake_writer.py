@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from lakes import Message, Schemas, places, record, wire
 
@@ -175,7 +175,7 @@ def log_of(registry: Schemas, seed: int, count: int) -> list[bytes | None]:
     ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 1_000),
     lives=st.lists(
@@ -187,6 +187,7 @@ def log_of(registry: Schemas, seed: int, count: int) -> list[bytes | None]:
         max_size=5,
     ),
 )
+@example(seed=0, lives=[(4, "before", "main"), (1, "never", "main")])
 def test_killed_anywhere_each_record_stands_in_one_table_once(tmp_path_factory, seed, lives):
     folder = tmp_path_factory.mktemp("lake")
     registry = Schemas()
