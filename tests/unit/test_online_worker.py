@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from online_cases import OnlineDriver, RecordingStore
 from stream_cases import DAY_MS, HOUR_MS, make_payments, make_reports, two_stages
+
+from headrace.streams.batch import Forget
+from headrace.streams.online import Erase
 
 # In little more than an hour: no window changes by itself.
 PAYMENTS = make_payments(400, seed=1, step_ms=20_000)
@@ -280,20 +284,60 @@ def test_a_partition_that_goes_is_written_once_more_unless_it_was_lost(flush):
     assert driver.seen.wrote == wrote
 
 
-def test_keys_that_are_forgotten_are_not_written_again():
+def erase_of(driver, key, *, version):
+    """Return a customer's erasure, what is served of their partition, and who was told of it."""
+    entity = driver.entities[0]
+    state = next(state for one, _, _, state in driver.states() if one is entity)
+    slots = np.array([state.keys(0).to_pylist().index(key)])
+    part = next(kept.served for kept in driver.feed._kept.values() if kept.served.entity is entity)
+    told = []
+    forget = Forget("payments", 0, 0, "r1", version, pa.array([key]), {})
+    return part, Erase(forget, slots, lambda one, keys: told.append((one.request, keys))), told
+
+
+def test_an_erased_key_leaves_the_store_and_is_not_written_again():
+    driver = driver_of(partitions=1)
+    driver.catch_up()
+    driver.look(2)
+    part, erase, told = erase_of(driver, "c3", version=len(PAYMENTS))
+    assert "c3" in driver.store.rows(driver.entities[0])
+
+    driver.writer.erase(part, erase)
+    driver.look(2)
+
+    assert driver.faults() == [("missing", "c3")]
+    assert told == [("r1", 1)]
+
+
+def test_what_waits_for_a_store_that_is_away_is_erased_before_anything_is_said_again():
     driver = driver_of(partitions=1)
     driver.look(2)
     driver.run()
     driver.commit()
-    entity = driver.entities[0]
-    state = next(state for one, _, _, state in driver.states() if one is entity)
-    slot = state.keys(0).to_pylist().index("c3")
-    part = next(kept.served for kept in driver.feed._kept.values() if kept.served.entity is entity)
+    part, erase, told = erase_of(driver, "c3", version=len(PAYMENTS))
 
-    driver.writer.forget(part, np.array([slot]))
-    driver.look(2)
+    driver.store.available = False
+    driver.writer.erase(part, erase)
+    driver.look(3)
+    assert told == []
+    driver.store.available = True
+    driver.look(8)
 
     assert driver.faults() == [("missing", "c3")]
+    assert told == [("r1", 1)]
+
+
+def test_an_erasure_that_the_store_has_gone_beyond_deletes_nothing_newer():
+    driver = driver_of(partitions=1)
+    driver.catch_up()
+    driver.look(2)
+    part, erase, told = erase_of(driver, "c3", version=3)
+
+    driver.writer.erase(part, erase)
+    driver.look(2)
+
+    assert "c3" in driver.store.rows(driver.entities[0])
+    assert told == [("r1", 1)]
 
 
 @pytest.mark.parametrize("seed", range(6))
