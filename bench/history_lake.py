@@ -1,4 +1,4 @@
-"""``./dev bench history --lake``: a training set of 20 windowed features from events in the lake.
+"""``./dev bench history``: a training set of 20 windowed features from events in the lake.
 
 Beside it, on the same events and features and each in a process of its own: a DuckDB query with
 one window function a feature, and Feast's point-in-time join on DuckDB. Feast computes no windows:

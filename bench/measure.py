@@ -109,7 +109,7 @@ class Beside:
 
     name: str
     cpu_s_per_million: float
-    writes: int | None = None
+    did: str
 
 
 class RedisMeter:
@@ -124,7 +124,8 @@ class RedisMeter:
         """Return what it did, scaled to a million of so many events."""
         cpu_s, writes = self._read()
         self._redis.close()
-        return Beside(self._name, (cpu_s - self._cpu_s) * 1e6 / events, writes - self._writes)
+        written = f"{writes - self._writes:,} entities written"
+        return Beside(self._name, (cpu_s - self._cpu_s) * 1e6 / events, written)
 
     def _read(self) -> tuple[float, int]:
         cpu = self._redis.info("cpu")

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 import lightgbm
 import numpy as np
 import pyarrow as pa
+from numba.core.caching import NullCache
+from numba.core.dispatcher import Dispatcher
 
 from headrace.features.compiler import compile_project
 from headrace.features.kernels.keys import crc32_partitions, murmur2_partitions
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from headrace.features.plan import StagePlan
 
 _PARTITIONS = 4
+_UNUSED = {"commit_journal", "abort_journal"}  # Of transactions, which no worker opens yet.
 _KEYS = 20_000  # More than a new state has room for, so that its tables grow.
 
 
@@ -53,7 +56,7 @@ def warm_state(stage: StagePlan) -> None:
     names = [b"%d" % number for number in numbers]
     for keys in (pa.array(numbers), pa.array(names), pa.array(names).cast(pa.string())):
         state = EntityState(stage)
-        state.apply(
+        applied = state.apply(
             keys=keys,
             inputs=np.zeros(_KEYS, dtype=np.int8),
             event_time_ms=numbers,
@@ -62,6 +65,7 @@ def warm_state(stage: StagePlan) -> None:
             scored=np.ones(_KEYS, dtype=bool),
         )
         assert state.key_count == _KEYS
+        state.probe(state.distinct(applied.slots))
     for place in (murmur2_partitions, crc32_partitions):
         place(names, _PARTITIONS)
 
@@ -79,11 +83,25 @@ def warm_forest() -> int:
     return booster.num_trees()
 
 
+def cold_kernels() -> set[str]:
+    """Return the kernels of features that were not called, and so not compiled."""
+    return {
+        f"{name}.{attribute}"
+        for name, module in sys.modules.items()
+        if name.startswith("headrace.features.kernels.")
+        for attribute, value in vars(module).items()
+        if isinstance(value, Dispatcher) and value.__module__ == name
+        if not isinstance(value._cache, NullCache) and not value.signatures  # noqa: SLF001
+    }
+
+
 def main(folders: Sequence[str]) -> None:
     """Warm everything and say what was done; a kernel that was not called fails the build."""
     scored = sum(warm_project(Path(folder)) for folder in folders)
     assert scored, folders
     trees = warm_forest()
+    cold = {name for name in cold_kernels() if name.rpartition(".")[2] not in _UNUSED}
+    assert not cold, f"a worker would compile these beside its first events: {sorted(cold)}"
     sys.stdout.write(f"kernels are warm: {scored} records, {trees} trees\n")
 
 

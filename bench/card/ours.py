@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,10 @@ from bench.measure import (
 )
 from bench.outputs import read_columns
 from bench.project import Project, environment, make_project
+from headrace.lake.tables import Lake, predictions_table, snapshots_table
 from headrace.runtime import topics
 from headrace.runtime.clock import SystemClock
+from headrace.runtime.settings import load_settings
 from headrace.scoring.artefact import Canary, write_artefact
 from headrace.scoring.scorer import FeatureColumn
 from headrace.training.registry import FileRegistry
@@ -41,6 +44,9 @@ SOURCE = "card_events"
 TEMPLATE = Path(__file__).parent / "project"
 PREDICTIONS = topics.predictions(PIPELINE)
 SNAPSHOTS = topics.snapshots(PIPELINE)
+LAKE_TABLES = (SOURCE, predictions_table(PIPELINE), snapshots_table(PIPELINE))
+LAKE_TIMEOUT_S = 300.0
+LAKE_POLL_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +127,36 @@ def measure(
     """Run one worker until every event has its prediction and its snapshot.
 
     Returns what the worker did, and what Redis and, ``with_lake``, the lake's process did for it
-    from its start to its end.
+    from its start until it had done all.
+
+    Raises:
+        BenchError: If an output or, with the lake, a row does not come.
+
     """
     meter = RedisMeter(project.endpoints.redis_url)
     beside = []
     with lake_beside(project, log.with_suffix(".lake.log"), wanted=with_lake) as lake:
         run = _drain(project, name, expected, log)
         if lake is not None:
-            beside.append(Beside("lake", lake.cpu_s_until_now() * 1e6 / expected))
+            behind_s = _wait_for_lake(project, expected)
+            cpu_s = lake.cpu_s_until_now() * 1e6 / expected
+            told = f"{len(LAKE_TABLES)} x {expected:,} rows, {behind_s:.0f} s after the last output"
+            beside.append(Beside("lake", cpu_s, told))
     return run, [meter.since(expected), *beside]
+
+
+def _wait_for_lake(project: Project, expected: int) -> float:
+    """Wait until the lake holds all rows and return how long that took, seconds."""
+    lake = Lake(load_settings(project.folder).lake.folder)
+    started_s = time.monotonic()
+    while True:
+        held = [lake.table(name).count_rows() if lake.has(name) else 0 for name in LAKE_TABLES]
+        if held == [expected] * len(LAKE_TABLES):
+            return time.monotonic() - started_s
+        if time.monotonic() - started_s > LAKE_TIMEOUT_S:
+            msg = f"the lake holds {dict(zip(LAKE_TABLES, held, strict=True))}, not {expected} each"
+            raise BenchError(msg)
+        time.sleep(LAKE_POLL_S)
 
 
 @contextmanager

@@ -13,9 +13,9 @@ import pytest
 from live import LiveWorker, make_project, payments
 
 from headrace.features.store.connection import RedisConnection
-from headrace.features.store.packing import command
 from headrace.features.store.reader import OnlineReader
 from headrace.features.store.request import request_for
+from headrace.features.store.resp import command
 from headrace.runtime.clock import SystemClock
 from headrace.runtime.dev.processes import free_ports, stop
 from headrace.runtime.dev.proxy import FaultProxy

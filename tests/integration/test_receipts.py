@@ -199,7 +199,7 @@ def test_what_the_lake_does_not_hold_is_told_with_how_far_it_has_come(served, ot
     unknown = served.headrace("explain", str(beyond), code=1)
     others = pc.field("prediction_id") != str(known)
     lake = other_lake(snapshots_table(name), lambda table: table.filter(others))
-    half = served.headrace("explain", str(known), code=1, HEADRACE_LAKE__FOLDER=str(lake.folder))
+    half = served.headrace("explain", str(known), code=1, HEADRACE__LAKE__FOLDER=str(lake.folder))
 
     assert list(report.unknown) == [beyond]
     assert not report.equal

@@ -20,8 +20,8 @@ from headrace.features.compiler import compile_project
 from headrace.features.project import load_project
 from headrace.features.store.connection import RedisConnection
 from headrace.features.store.layout import Fence, KeyLayout, fence_field
-from headrace.features.store.packing import command
 from headrace.features.store.redis_store import RedisOnlineStore
+from headrace.features.store.resp import command
 from headrace.runtime.dev.processes import free_ports, stop
 from headrace.runtime.dev.redis import RedisServer
 

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import jsonschema
@@ -351,3 +352,17 @@ def test_kernels_are_compiled_for_the_cpu_that_the_image_asks_for():
     assert [re.search(r"NUMBA_CPU_NAME=(\w+)", one)[1] for one in asked] == ["generic", "generic"]
     (warm,) = [a for n, a in build if n == "RUN" and "warm_kernels.py" in a]
     assert "NUMBA_CACHE_DIR=/app/kernels" in warm
+
+
+@pytest.mark.slow
+def test_the_build_s_warming_calls_every_kernel():
+    done = subprocess.run(
+        [sys.executable, "-P", "deploy/warm_kernels.py", "examples/fraud"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"kernels are warm: [1-9]\d* records, 5 trees", done.stdout)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from online_cases import OnlineDriver, RecordingStore
 from stream_cases import DAY_MS, HOUR_MS, make_payments, make_reports, two_stages
 
 from headrace.features.store.errors import StoreFullError
+from headrace.streams.batch import Forget
+from headrace.streams.online import Erase
 
 # In little more than an hour: no window changes by itself.
 PAYMENTS = make_payments(400, seed=1, step_ms=20_000)
@@ -18,7 +21,7 @@ REPORTS = make_reports(PAYMENTS, seed=2)
 LONG = make_payments(400, seed=3)
 NEWEST_MS = PAYMENTS[-1]["event_time"]
 # A terminal of which only reports speak.
-UNSEEN = REPORTS[0] | {"report_id": "r-unseen", "terminal_id": 99}
+UNSEEN = REPORTS[-1] | {"report_id": "r-unseen", "terminal_id": 99}
 
 
 def driver_of(store=None, payments=PAYMENTS, reports=REPORTS, **options):
@@ -45,6 +48,7 @@ def test_the_store_holds_what_is_committed_and_nothing_that_is_not():
 
     assert driver.faults() == []
     # Keys of which only other sources spoke have no values.
+    assert any(99 in state.keys(0).to_pylist() for *_, state in driver.states())
     assert 99 not in driver.store.rows(driver.entities[1])
     assert all(marker.complete for marker in driver.markers())
 
@@ -109,6 +113,8 @@ def test_a_partition_far_behind_its_end_makes_no_ticks():
     driver.look(2)
     assert driver.seen.wrote == wrote
     assert driver.clock_of(entity, 0) == LONG[199]["event_time"]
+    rows = driver.store.rows(entity).values()
+    assert all(row.fence[2] == row.event_time_ms for row in rows)
     driver.catch_up()
     assert driver.clock_of(entity, 0) > LONG[-1]["event_time"] + 11 * DAY_MS
     assert driver.faults() == []
@@ -170,8 +176,14 @@ def test_a_store_that_lost_everything_is_said_to_be_incomplete_until_it_is_fille
     driver.writer.turn()
     driver.clock.advance(1_000)
     driver.writer.turn()
-    driver.clock.advance(1_000)
-    driver.writer.turn()
+    # What comes meanwhile is written, which does not make it complete.
+    send(driver, [PAYMENTS[-1] | {"payment_id": 10_000}])
+    driver.run()
+    driver.commit()
+    for _ in range(3):
+        driver.clock.advance(1_000)
+        driver.writer.turn()
+    assert driver.store.rows(driver.entities[0])
     assert not any(marker.complete for marker in driver.markers())
 
     driver.look(4)
@@ -228,6 +240,10 @@ def test_a_full_store_gets_the_rest_when_it_has_room():
     assert "full" in driver.seen.failed
     assert len(driver.store._rows) == 5
     assert not all(marker.complete for marker in driver.markers())
+    failures = len(driver.seen.failed)
+    driver.look(10)
+    # It is asked again, less and less often.
+    assert failures < len(driver.seen.failed) <= failures + 6
 
     driver.store.room = None
     driver.look(7)
@@ -304,20 +320,60 @@ def test_a_partition_that_goes_is_written_once_more_unless_it_was_lost(flush):
     assert driver.seen.wrote == wrote
 
 
-def test_keys_that_are_forgotten_are_not_written_again():
+def erase_of(driver, key, *, version):
+    """Return a customer's erasure, what is served of their partition, and who was told of it."""
+    entity = driver.entities[0]
+    state = next(state for one, _, _, state in driver.states() if one is entity)
+    slots = np.array([state.keys(0).to_pylist().index(key)])
+    part = next(kept.served for kept in driver.feed._kept.values() if kept.served.entity is entity)
+    told = []
+    forget = Forget("payments", 0, 0, "r1", version, pa.array([key]), {})
+    return part, Erase(forget, slots, lambda one, keys: told.append((one.request, keys))), told
+
+
+def test_an_erased_key_leaves_the_store_and_is_not_written_again():
+    driver = driver_of(partitions=1)
+    driver.catch_up()
+    driver.look(2)
+    part, erase, told = erase_of(driver, "c3", version=len(PAYMENTS))
+    assert "c3" in driver.store.rows(driver.entities[0])
+
+    driver.writer.erase(part, erase)
+    driver.look(2)
+
+    assert driver.faults() == [("missing", "c3")]
+    assert told == [("r1", 1)]
+
+
+def test_what_waits_for_a_store_that_is_away_is_erased_before_anything_is_said_again():
     driver = driver_of(partitions=1)
     driver.look(2)
     driver.run()
     driver.commit()
-    entity = driver.entities[0]
-    state = next(state for one, _, _, state in driver.states() if one is entity)
-    slot = state.keys(0).to_pylist().index("c3")
-    part = next(kept.served for kept in driver.feed._kept.values() if kept.served.entity is entity)
+    part, erase, told = erase_of(driver, "c3", version=len(PAYMENTS))
 
-    driver.writer.forget(part, np.array([slot]))
-    driver.look(2)
+    driver.store.available = False
+    driver.writer.erase(part, erase)
+    driver.look(3)
+    assert told == []
+    driver.store.available = True
+    driver.look(8)
 
     assert driver.faults() == [("missing", "c3")]
+    assert told == [("r1", 1)]
+
+
+def test_an_erasure_that_the_store_has_gone_beyond_deletes_nothing_newer():
+    driver = driver_of(partitions=1)
+    driver.catch_up()
+    driver.look(2)
+    part, erase, told = erase_of(driver, "c3", version=3)
+
+    driver.writer.erase(part, erase)
+    driver.look(2)
+
+    assert "c3" in driver.store.rows(driver.entities[0])
+    assert told == [("r1", 1)]
 
 
 @pytest.mark.parametrize("seed", range(6))
