@@ -19,7 +19,7 @@ from headrace.cli.main import COMMANDS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 ROOMS = (
-    *("bench", "features", "lake", "runtime", "schemas"),
+    *("bench", "drift", "features", "lake", "runtime", "schemas"),
     *("scoring", "serving", "streams", "training"),
 )
 LINKED = tuple(room for room in ROOMS if room != "bench")

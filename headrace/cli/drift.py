@@ -70,7 +70,7 @@ def drift(
 
         typer.echo(orjson.dumps(as_data(report), option=orjson.OPT_INDENT_2).decode())
     else:
-        _print_report(report, Console())
+        print_report(report, Console())
         if html is not None:
             typer.echo(f"page: {html}")
     if fail_on_alarm and report.severity == "alarm":
@@ -124,7 +124,8 @@ def _column(column: ColumnDrift) -> dict[str, Any]:
     return {**data, "severity": column.severity}
 
 
-def _print_report(report: DriftReport, console: Any) -> None:
+def print_report(report: DriftReport, console: Any) -> None:
+    """Print a report as a table, and what to look at first."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -133,14 +134,15 @@ def _print_report(report: DriftReport, console: Any) -> None:
 
     comparison = report.comparison
     score = [] if comparison.score is None else [comparison.score]
-    table = Table(
-        title=f"{report.pipeline}, {report.period}: {comparison.rows:,} events against "
+    console.print(
+        f"{report.pipeline}, {report.period}: {comparison.rows:,} events against "
         f"{report.model}/{report.version}",
-        title_justify="left",
+        soft_wrap=True,
     )
-    for heading in ("column", "", "PSI", "KS", "mean moved", "no value", "what changed"):
-        left = heading in {"column", "", "what changed"}
-        table.add_column(heading, justify="left" if left else "right", overflow="fold")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("column", "", "PSI", "KS", "mean moved", "no value"):
+        table.add_column(heading, justify="left" if heading in {"column", ""} else "right")
+    table.columns[0].no_wrap = True
     ranked = sorted(
         [*score, *comparison.columns],
         key=lambda one: (-RANK[one.severity], -max((f.size for f in one.findings), default=0.0)),
@@ -155,9 +157,12 @@ def _print_report(report: DriftReport, console: Any) -> None:
             f"{column.ks:.3f}",
             f"{column.shift:+.2f}",
             f"{100 * column.period.null_share:.3g} %",
-            escape("; ".join(f"{one.cause}: {one.text}" for one in column.findings)),
         )
     console.print(table)
+    # Below the table, since they are sentences and a terminal may be narrow.
+    for one in report.findings:
+        style, what = _STYLES[one.severity], f"{one.cause}: {one.text}"
+        console.print(f"[{style}]{escape(one.column)}[/{style}]  {escape(what)}", soft_wrap=True)
     for note in report.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
     if report.findings:

@@ -36,6 +36,8 @@ COMMANDS: dict[str, Entry] = {
     "online": Entry(
         "headrace.cli.online:online", "Print the newest values of entities, with age and status."
     ),
+    "lake": Entry("headrace.cli.lake:lake", "Keep the lake's tables up with the topics."),
+    "sql": Entry("headrace.cli.sql:sql", "Query the lake's tables."),
     "history": Entry(
         "headrace.cli.history:history", "Write features of the past to a file; audit them."
     ),
@@ -54,8 +56,6 @@ COMMANDS: dict[str, Entry] = {
         "headrace.cli.drift:drift", "Compare a period with what the model was trained on."
     ),
     "dlq": Entry("headrace.cli.dlq:app", "Look at records that were refused, and replay them."),
-    "lake": Entry("headrace.cli.lake:lake", "Keep the lake's tables up with the topics."),
-    "sql": Entry("headrace.cli.sql:sql", "Query the lake's tables."),
     "fetch": Entry("headrace.cli.fetch:fetch", "Download the embedded Kafka ahead of time."),
     "down": Entry("headrace.cli.down:down", "Stop what 'up' started; the data stays."),
 }

@@ -11,8 +11,14 @@ from pathlib import Path
 import pytest
 
 EXPECTED = (
-    "visitor__count_5m",  # plan and history name the features
+    "visitor__count_5m",  # plan, online and history name the features
     "no_model",  # the predictions
+    "FRESH",  # Redis
+    "'count_1h': [",  # ... as Feast reads it
+    "traffic_snapshots",  # the lake's tables
+    "5,000 rows in set.parquet",
+    "the same bytes",  # the rebuilt set
+    "5,000 with a snapshot, 5,000 equal",  # the audit
     "visitor__seconds_max_1d",  # the added feature in the second plan
 )
 

@@ -58,17 +58,10 @@ def test_every_metric_is_documented(repository: Path) -> None:
     assert _first_column(repository / "docs" / "topics.md", "Metrics") == names
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/first-project.md", "docs/receipts.md", "CONTRIBUTING.md"]
-)
-def test_every_command_in_the_docs_exists(repository: Path, page: str) -> None:
-    from headrace.cli.main import COMMANDS
-
+@pytest.mark.parametrize("page", ["README.md", "docs/first-project.md", "CONTRIBUTING.md"])
+def test_every_verb_in_the_docs_exists(repository: Path, page: str) -> None:
     text = (repository / page).read_text(encoding="utf-8")
-    commands = set(re.findall(r"^\s*headrace ([a-z]+)", text, flags=re.MULTILINE))
     verbs = set(re.findall(r"\./dev ([a-z]+)", text))
 
-    assert commands <= set(COMMANDS)
-    assert verbs <= set(
-        re.findall(r"^\s*([a-z]+)\)", (repository / "dev").read_text(), re.MULTILINE)
-    )
+    known = re.findall(r"^([a-z]+)\)", (repository / "dev").read_text(), re.MULTILINE)
+    assert verbs <= set(known), page

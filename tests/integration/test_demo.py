@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def start(folder, *arguments):
     )
 
 
-def test_the_demo_trains_deploys_scores_a_week_and_leaves_nothing_behind(place):
+def test_the_demo_trains_scores_accounts_for_it_and_leaves_the_drift_page_only(place):
     demo = start(place)
 
     output, _ = demo.communicate()
@@ -64,7 +65,13 @@ def test_the_demo_trains_deploys_scores_a_week_and_leaves_nothing_behind(place):
     assert demo.returncode == 0, output
     assert "against the fraud reports" in output
     assert "top 100" in output
-    assert list(place.iterdir()) == []
+    assert "12 of 12 equal the snapshot" in output
+    assert re.search(r"headrace explain \S+-\d+-\d+", output)
+    assert re.search(r"20[01] of 20[01] the same, scores and vectors, bit for bit", output)
+    assert re.search(r"events against fraud/1", output)
+    (page,) = place.iterdir()
+    assert page.as_uri() in output
+    assert "terminal__risk_7d" in page.read_text(encoding="utf-8")
     assert processes_of(place) == []
 
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from examples.fraud.show.findings import find
 from examples.fraud.show.playback import Channel, DeliveryError, Playback, Timeline, make_producer
 from examples.fraud.show.scene import Scene, SceneError
 from examples.fraud.show.story import Chapter, Story
+from examples.fraud.show.tour import PIPELINE, Stage, Tour, source_tables, wait_for_lake
 from examples.fraud.show.watcher import Watcher, WatchError
 from headrace.runtime import topics
 from headrace.runtime.clock import SystemClock
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-PIPELINE = "fraud"
 PARTITIONS = 4
 THRESHOLD = 0.5
 TOPS = (100, 300)
@@ -81,25 +82,33 @@ class Director:
         self._now_ms = now_ms
         self._story = Story(make_world(size.customers, size.terminals, seed), start_ms)
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="demo")
+        self._stopping = threading.Event()
 
     def run(self, *, forever: bool) -> None:
-        """Run all steps; with ``forever`` one week after the other is played."""
+        """Run all steps; with ``forever`` one week after the other is played, and no tour."""
         self._start_infrastructure()
         history = self._make_history()
-        self._say("Applying the project: topics and schemas, as in production")
+        self._say("Applying the project: topics, schemas, Feast repository, as in production")
         self._scene.run("apply")
-        self._say("Starting a worker")
+        self._say("Starting a worker, which also keeps Redis")
         self._scene.start_worker()
         environment = open_environment(self._scene.folder)
         self._learn_from_history(environment, history)
         self._deploy()
         for number in itertools.count(1):
-            self._play(environment, number)
+            start_ms = self._now_ms
+            chapter, watcher = self._play(environment, number)
             if not forever:
+                stage = self._stage(environment)
+                Tour(stage, chapter, start_ms, self._now_ms).run(watcher)
                 return
+
+    def _stage(self, environment: Environment) -> Stage:
+        return Stage(self._scene, environment, self._console, self._say, self._progress)
 
     def close(self) -> None:
         """Let threads end that still wait for something."""
+        self._stopping.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _say(self, text: str) -> None:
@@ -107,7 +116,7 @@ class Director:
         self._console.print(f"[bold cyan]{self._step}.[/] {text}")
 
     def _start_infrastructure(self) -> None:
-        self._say("Starting Kafka, Redis and a schema registry, all of this demo's own")
+        self._say("Starting Kafka, Redis, a schema registry and the lake, all of this demo's own")
         with self._progress() as progress:
             task = progress.add_task("starting", total=None)
 
@@ -135,14 +144,26 @@ class Director:
 
     def _learn_from_history(self, environment: Environment, history: Chapter) -> None:
         """Play the past into Kafka and train on it, both at once."""
-        self._say("Playing the past into Kafka; training a model on the same past from its files")
+        self._say("Playing the past into Kafka; training a model on it once the lake holds it")
         rows = history.transactions.num_rows
         with self._progress() as progress, _offsets(environment) as predictions_written:
             sent = progress.add_task("events sent", total=rows + history.reports.num_rows)
             scored = progress.add_task("events through the worker", total=rows)
+            kept = progress.add_task("events in the lake", total=rows + history.reports.num_rows)
             trained = progress.add_task("training", total=None)
             sending = self._threads.submit(self._send_history, progress, sent)
-            training = self._threads.submit(self._scene.run, "train", "--json")
+
+            def train() -> str:
+                sending.result()
+                wait_for_lake(
+                    self._stage(environment),
+                    source_tables(environment),
+                    self._stopping,
+                    lambda held, _total: progress.update(kept, completed=held),
+                )
+                return self._scene.run("train", "--lake", "--json")
+
+            training = self._threads.submit(train)
             while not (sending.done() and training.done() and progress.tasks[scored].finished):
                 self._scene.check_worker()
                 _raise_failure(sending, training)
@@ -151,10 +172,12 @@ class Director:
                     progress.update(trained, total=1, completed=1)
                 time.sleep(REFRESH_S)
         _raise_failure(sending, training)
-        metrics = json.loads(training.result())["metrics"]
+        result = json.loads(training.result())
+        metrics = result["metrics"]
         self._console.print(
             f"   tested on its last week: AUC {metrics['test_auc']:.3f}, "
-            f"average precision {metrics['test_average_precision']:.3f}"
+            f"average precision {metrics['test_average_precision']:.3f}; "
+            f"training set {result['training_set_id']}"
         )
 
     def _send_history(self, progress: Progress, task: TaskID) -> None:
@@ -178,8 +201,8 @@ class Director:
                 raise SceneError(msg)
             time.sleep(REFRESH_S)
 
-    def _play(self, environment: Environment, number: int) -> None:
-        """Play the next simulated days and show what comes out while it does."""
+    def _play(self, environment: Environment, number: int) -> tuple[Chapter, Watcher]:
+        """Play the next simulated days, show what comes out while it does, and return both."""
         size = self._size
         start_ms, end_ms = self._now_ms, self._now_ms + size.live_days * DAY_MS
         self._now_ms = end_ms
@@ -200,6 +223,7 @@ class Director:
         watcher = _watcher(environment, chapter, count)
         self._watch(environment, chapter, playback, watcher)
         self._sum_up(chapter, watcher)
+        return chapter, watcher
 
     def _watch(
         self, environment: Environment, chapter: Chapter, playback: Playback, watcher: Watcher
@@ -331,7 +355,8 @@ def main(arguments: Sequence[str]) -> int:
     except (SceneError, DeliveryError, WatchError, HeadraceError) as error:
         console.print(f"[red]The demo failed:[/] {error}", highlight=False, markup=True)
         return 1
-    console.print(f"Done in {time.monotonic() - started_s:.0f} s; nothing stays behind")
+    took_s = time.monotonic() - started_s
+    console.print(f"Done in {took_s:.0f} s; nothing stays behind but that page")
     return 0
 
 

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -44,6 +45,9 @@ class Scene:
     def __init__(self, partitions: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="headrace-demo-"))
         self._children: list[subprocess.Popen[bytes]] = []
+        # Commands are started by several threads, and none once all are being stopped.
+        self._starting = threading.Lock()
+        self._closed = False
         self._metrics_port = _free_port()
         shutil.copy(EXAMPLE / "definitions.py", self.folder)
         shutil.copytree(EXAMPLE / "schemas", self.folder / "schemas")
@@ -66,6 +70,8 @@ class Scene:
         # A second Ctrl-C must not leave a broker behind.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
+            with self._starting:
+                self._closed = True
             for child in reversed(self._children):
                 _stop(child)
             self._stack.down()
@@ -74,7 +80,7 @@ class Scene:
             signal.signal(signal.SIGINT, before)
 
     def up(self, progress: Callable[[str, int, int], None]) -> None:
-        """Start Kafka, Redis and the schema registry."""
+        """Start Kafka, Redis, the schema registry and the lake's process."""
         self._stack.up(progress)
 
     def run(self, *arguments: str) -> str:
@@ -112,6 +118,22 @@ class Scene:
             msg = f"the worker ended with {code}:\n{text}"
             raise SceneError(msg)
 
+    def check_lake(self) -> None:
+        """Make sure that the lake's process still runs.
+
+        Raises:
+            SceneError: If it does not.
+
+        """
+        for status in self._stack.status():
+            if status.name == "lake" and status.state == "stopped":
+                msg = f"the lake ended:\n{self.lake_log()}"
+                raise SceneError(msg)
+
+    def lake_log(self) -> str:
+        """Return the end of what the lake's process printed."""
+        return self._stack.log_of("lake").read_text(errors="replace")[-3000:]
+
     def live_model(self) -> bool:
         """Whether the worker says that it has a model."""
         url = f"http://127.0.0.1:{self._metrics_port}/metrics"
@@ -130,17 +152,22 @@ class Scene:
         self, arguments: tuple[str, ...], output: int, errors: int
     ) -> subprocess.Popen[bytes]:
         name, *rest = arguments
-        child = subprocess.Popen(
-            [sys.executable, "-m", "headrace.cli.main", name, "--project", str(self.folder), *rest],
-            # Faust makes a folder where a worker is started; here it goes with the rest.
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=errors,
-            # Ctrl-C in the terminal is for the demo, which then stops its children in order.
-            start_new_session=True,
-        )
-        self._children.append(child)
+        command = [sys.executable, "-m", "headrace.cli.main", name, "--project", str(self.folder)]
+        with self._starting:
+            if self._closed:
+                msg = f"headrace {name} was not started: the demo ends"
+                raise SceneError(msg)
+            child = subprocess.Popen(
+                [*command, *rest],
+                # Faust makes a folder where a worker is started; here it goes with the rest.
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=errors,
+                # Ctrl-C in the terminal is for the demo, which then stops its children in order.
+                start_new_session=True,
+            )
+            self._children.append(child)
         return child
 
 
