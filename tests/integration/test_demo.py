@@ -75,7 +75,7 @@ def test_the_demo_trains_scores_accounts_for_it_and_leaves_the_drift_page_only(p
     assert processes_of(place) == []
 
 
-@pytest.mark.parametrize("last_line", ["Starting a worker", "Playing the 2. "])
+@pytest.mark.parametrize("last_line", ["Playing the past", "Playing the 2. "])
 def test_stopped_in_the_middle_it_leaves_nothing_behind(place, last_line):
     demo = start(place, "--forever")
     seen = []
