@@ -78,7 +78,8 @@ class Witness:
         """
         if event_time_ms is None:
             return self.absent, None
-        age_ms = belief.clock_ms - event_time_ms
+        # The clock is as of the last beat; an event may have come since.
+        age_ms = max(0, belief.clock_ms - event_time_ms)
         if not belief.vouched:
             return STALE, age_ms
         return (EXPIRED if age_ms >= reach_ms else FRESH), age_ms
