@@ -34,8 +34,8 @@ def fence_dead(
             dead -= _members(client, group)
         for writer in sorted(dead):
             _fence(client, writer)
-    except KafkaException as error:
-        log.warning("dead_workers_not_fenced", error=error.args[0].str())
+    except (KafkaException, TimeoutError) as error:
+        log.warning("dead_workers_not_fenced", error=str(error))
 
 
 def _writers(client: Mapping[str, Any], group: str, partitions: list[TopicPartition]) -> set[str]:
@@ -61,8 +61,10 @@ def _writers(client: Mapping[str, Any], group: str, partitions: list[TopicPartit
 
 def _members(client: Mapping[str, Any], group: str) -> set[str]:
     """Return the instance ids of the group's members."""
-    answer = admin(client).describe_consumer_groups([group], request_timeout=ANSWER_S)
-    members = answer[group].result().members
+    # Held until the answer is there: a client that is collected answers nobody.
+    connection = admin(client)
+    asked = connection.describe_consumer_groups([group], request_timeout=ANSWER_S)
+    members = asked[group].result(2 * ANSWER_S).members
     return {member.group_instance_id for member in members if member.group_instance_id}
 
 

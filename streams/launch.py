@@ -34,7 +34,8 @@ from headrace.streams.identity import WorkerIdentity, identify
 from headrace.streams.online import TIMEOUT_S, OnlineWriter
 from headrace.streams.online_feed import OnlineFeed
 from headrace.streams.processors import build, input_topics
-from headrace.streams.source import TICKETS_MAX, Route, Source, SourceOptions
+from headrace.streams.source import TICKETS_MAX, Source
+from headrace.streams.source_options import Route, SourceOptions
 from headrace.streams.telemetry import Telemetry
 from headrace.streams.tickets import ProcessorTable
 from headrace.streams.warmup import warm_up

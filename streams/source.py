@@ -7,13 +7,13 @@ wait for another thread that waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -21,15 +21,16 @@ from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
 from headrace.streams.batch import EventBatch, Forget, Look
 from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, producer_properties
-from headrace.streams.errors import DeliveryError, PositionError, UndoneError
+from headrace.streams.errors import DeliveryError, FencedError, PositionError, UndoneError
 from headrace.streams.intake import BatchSizer, Row, backlog_batch, batches, end_batch, group
 from headrace.streams.pace import CommitPace
-from headrace.streams.positions import Mismatch, OwnedPartition, claim, own
+from headrace.streams.positions import OwnedPartition, claim, own
+from headrace.streams.source_options import SourceOptions, SourceWatcher, consumer_properties
 from headrace.streams.tickets import ProcessorTable, Ticket
-from headrace.streams.transaction import ExactlyOnce, TransactionWatcher
+from headrace.streams.transaction import ExactlyOnce
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from headrace.streams.batch import Outputs, Processor
     from headrace.streams.commit import Position
@@ -42,9 +43,6 @@ log = get_logger(__name__)
 TICKETS_MAX = 3
 IDLE_WAIT_S = 0.1
 BUSY_WAIT_S = 0.001
-# How long the broker may hold back an answer of few bytes. A hand-over costs half a millisecond
-# for each partition however few its rows are, and requests to the broker: company is cheaper.
-FETCH_WAIT_MS = 4
 # While a hand-over is worked on, the next one waits for it unless it is as large as this.
 SECOND_ROWS_MIN = 256
 # While a ticket takes longer (registry away, first compilation) the consumer is paused and polled,
@@ -61,84 +59,6 @@ REPLAY_REPORT_S = 5.0
 # librdkafka spells its local codes with a leading underscore.
 _END = KafkaError._PARTITION_EOF
 _NOT_RETRIED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Which agent serves a topic's batches, and how far downstream the topic is."""
-
-    kind: str
-    rank: int
-
-
-@dataclass(frozen=True, slots=True)
-class SourceOptions:
-    """How the source runs.
-
-    Of what is read at once, the batches of topics of higher rank go first: downstream before
-    upstream. ``producer`` and ``consumer`` are librdkafka's properties. ``worker`` names this one
-    worker of the group where outputs and offsets are to be one transaction (exactly-once), and is
-    its transactional id and group instance id.
-    """
-
-    group: str
-    routes: Mapping[str, Route]
-    topic_ids: Mapping[str, str]
-    consumer: Mapping[str, Any]
-    producer: Mapping[str, Any]
-    commit_interval_ms: int
-    batch_budget_ms: int
-    batch_rows_max: int
-    linger_ms: float = 0.0
-    mismatch: Mismatch = "stop"
-    worker: str | None = None
-
-
-class SourceWatcher(TransactionWatcher, Protocol):
-    """Who is told what the source does: metrics, health, the line that says ready."""
-
-    def assigned(self, owned: Sequence[OwnedPartition]) -> None:
-        """All partitions owned now, after a change."""
-        ...
-
-    def sent(self, batch: EventBatch, outputs: Outputs) -> None:
-        """The outputs of a batch were handed to the producer."""
-        ...
-
-    def ticked(self, owned: Sequence[OwnedPartition]) -> None:
-        """About once a second."""
-        ...
-
-    def caught_up(self) -> None:
-        """Every owned partition is replayed up to its committed offset."""
-        ...
-
-
-def consumer_properties(options: SourceOptions) -> dict[str, Any]:
-    """Return librdkafka's properties of the consumer; what the user sets wins where it is safe."""
-    return {
-        "partition.assignment.strategy": "cooperative-sticky",
-        "session.timeout.ms": 6_000,
-        "heartbeat.interval.ms": 1_500,
-        "queued.min.messages": 50_000,
-        # Records that compress well come out of one fetch many times as large.
-        "queued.max.messages.kbytes": 32 * 1024,
-        "max.partition.fetch.bytes": 256 * 1024,
-        # Few rows wait for company at the broker, which also answers fewer fetches for it.
-        "fetch.min.bytes": 64 * 1024,
-        "fetch.wait.max.ms": FETCH_WAIT_MS,
-        # librdkafka's default of 1 s would let a full queue run dry.
-        "fetch.queue.backoff.ms": 2,
-        "isolation.level": "read_committed",
-        **options.consumer,
-        # Static membership: a worker that starts again takes its partitions back at once.
-        **({} if options.worker is None else {"group.instance.id": options.worker}),
-        "group.id": options.group,
-        "enable.auto.commit": False,
-        "enable.auto.offset.store": False,
-        "auto.offset.reset": "error",
-        "enable.partition.eof": True,
-    }
 
 
 class Source:
@@ -234,7 +154,9 @@ class Source:
             if not drained:
                 self._tickets.clear()
                 self._owned.clear()
-                self._guarantee.abort()
+                # What ended the loop is what is told.
+                with contextlib.suppress(FencedError):
+                    self._guarantee.abort()
             self._consumer.close()
 
     def _step(self) -> None:
@@ -628,8 +550,6 @@ class Source:
         has_part = any(self._table.is_open(one.topic, one.partition) for one in partitions)
         if has_part and not self._committing:
             self._doom(reason)
-            if not self._sending:
-                self._guarantee.abort()
 
     def _release(self, partitions: list[TopicPartition], *, flush: bool) -> None:
         if self._online is not None:

@@ -113,6 +113,14 @@ class TransactionalProducer(CheckedProducer):
             UndoneError: If the transaction cannot be committed any more.
 
         """
+        self.check_fence()
+        super().check()
+        if self._doom is not None:
+            message = f"the transaction of {self._id} cannot be committed: {self._doom}"
+            raise UndoneError(message)
+
+    def check_fence(self) -> None:
+        """Raise ``FencedError`` if this producer cannot go on."""
         if self._fatal is not None:
             raise FencedError(
                 explain(
@@ -123,10 +131,6 @@ class TransactionalProducer(CheckedProducer):
                     "another worker of this name was started, or this one stood still: it ends",
                 )
             )
-        super().check()
-        if self._doom is not None:
-            message = f"the transaction of {self._id} cannot be committed: {self._doom}"
-            raise UndoneError(message)
 
     def init(self, timeout_s: float) -> bool:
         """Fence all former holders of the id and end what they left; False: not yet."""
@@ -147,13 +151,22 @@ class TransactionalProducer(CheckedProducer):
         return self._call(lambda: self._producer.commit_transaction(timeout_s))
 
     def abort(self, timeout_s: float) -> bool:
-        """Abort; False when that did not come about."""
+        """Abort; False when that did not come about.
+
+        Raises:
+            FencedError: If this producer cannot go on.
+
+        """
         try:
             self._producer.abort_transaction(timeout_s)
-        except (KafkaException, SystemError):
+        except KafkaException as error:
+            if error.args[0].fatal():
+                self._failed(error)
+            self.check_fence()
             return False
+        self.check_fence()
         self._doom = None
-        return self._fatal is None
+        return True
 
     def _call(self, call: Callable[[], object]) -> bool:
         try:
