@@ -23,7 +23,7 @@ START_MS = 1_750_000_000_000
 # Commits come often here, so that kills fall before, between and into them.
 SETTINGS = "stream:\n  guarantee: exactly_once\n  commit_interval_ms: 20\n"
 REPLAYED = "headrace_replayed_total"
-KILLS = int(os.environ.get("KILLS", "4"))
+KILLS = int(os.environ.get("KILLS", "5"))
 SHOP = {"name": "shop", "type": "long"}
 TWO_ENTITIES = """
 import headrace as hr
