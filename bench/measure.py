@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 import redis
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from headrace.runtime.clock import SystemClock
 
@@ -159,6 +159,7 @@ def drain(
     folder: Path | None = None,
     log: Path,
     stall_s: float = 120.0,
+    quiet_s: float = 0.0,
 ) -> Drain:
     """Run a contender until each of the topics holds ``expected`` messages, and stop it.
 
@@ -174,6 +175,8 @@ def drain(
         folder: Where it is started; None for here.
         log: Where its output goes.
         stall_s: How long no new output may appear.
+        quiet_s: How long none must appear at the end. Marks of transactions have offsets too, so
+            a transactional contender's end is not known from their number.
 
     Raises:
         BenchError: If it stops or stalls before it is done.
@@ -187,7 +190,7 @@ def drain(
         )
     sampler = TreeSampler(process.pid)
     try:
-        _wait_for_outputs(process, probe, name, topics, partitions, expected, stall_s, log)
+        _wait_for_outputs(process, probe, name, topics, partitions, expected, stall_s, quiet_s, log)
         # One more sample after the last append.
         time.sleep(2 * SAMPLE_EVERY_S)
     finally:
@@ -221,10 +224,11 @@ def _wait_for_outputs(
     partitions: int,
     expected: int,
     stall_s: float,
+    quiet_s: float,
     log: Path,
 ) -> None:
     written, changed_s = [0] * len(topics), time.monotonic()
-    while min(written) < expected:
+    while min(written) < expected or time.monotonic() - changed_s < quiet_s:
         time.sleep(SAMPLE_EVERY_S)
         now = end_offset_sums(probe, topics, partitions)
         if now != written:
@@ -275,20 +279,25 @@ def read_topic(bootstrap_servers: str, topic: str, partitions: int) -> Iterator[
             "enable.auto.commit": False,
             "queued.max.messages.kbytes": 200_000,
             "queued.min.messages": 200_000,
+            "enable.partition.eof": True,
         }
     )
     try:
-        (remaining,) = end_offset_sums(consumer, [topic], partitions)
         consumer.assign([TopicPartition(topic, partition, 0) for partition in range(partitions)])
-        while remaining > 0:
-            messages = consumer.consume(20_000, 15.0)
-            if not messages:
-                msg = f"topic {topic} gave nothing for 15 s with {remaining} messages to come"
+        # To the partitions' ends, not by number: marks of transactions have offsets too.
+        open_partitions = set(range(partitions))
+        while open_partitions:
+            first = consumer.poll(15.0)
+            if first is None:
+                msg = f"topic {topic} gave nothing for 15 s before its end"
                 raise BenchError(msg)
-            for message in messages:
-                if message.error():
-                    raise BenchError(str(message.error()))
-                yield message
-            remaining -= len(messages)
+            for message in (first, *consumer.consume(20_000, 0.0)):
+                error = message.error()
+                if error is None:
+                    yield message
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    open_partitions.discard(message.partition())
+                else:
+                    raise BenchError(str(error))
     finally:
         consumer.close()

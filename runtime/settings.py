@@ -82,7 +82,10 @@ class TopicSettings(_Section):
 class StreamSettings(_Section):
     """How the workers run."""
 
-    guarantee: Literal["at_least_once"] = "at_least_once"
+    guarantee: Literal["at_least_once", "exactly_once"] = "at_least_once"
+    #: Exactly-once: which of the workers this is; null: a StatefulSet's replica, or any free one.
+    ordinal: int | None = Field(None, ge=0, le=999)
+    #: The longest time between commits; exactly-once commits sooner when traffic is light.
     commit_interval_ms: int = Field(1_000, ge=1, le=600_000)
     #: How long one hand-over may be worked on: its number of rows adapts to that. The source never
     #: waits to fill a batch.

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
@@ -45,26 +45,37 @@ _ANY_PARTITION = -1
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a topic partition is done: ``offset`` is the next one to read."""
+    """How far a topic partition is done: ``offset`` is the next one to read.
+
+    ``version`` counts the transactions that committed it; 0 outside of transactions.
+    """
 
     topic: str
     partition: int
     offset: int
     topic_id: str
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CommitNote:
     """What travels in the metadata of an offset commit, beside the offset.
 
-    ``topic_id`` tells a recreated topic from the one that the offset belongs to.
+    ``topic_id`` tells a recreated topic from the one that the offset belongs to. ``version`` counts
+    the partition's transactions and ``writer`` is the transactional id that wrote the last one:
+    together they tell whether a commit whose answer was lost has happened. ``checkpoint`` names
+    the state that was kept up to here, if one was.
     """
 
     topic_id: str
+    version: int = 0
+    writer: str = ""
+    checkpoint: str = ""
 
     def dump(self) -> str:
         """Return the note as compact JSON; readers ignore keys that they do not know."""
-        return orjson.dumps({"topic_id": self.topic_id}).decode()
+        content = {name: value for name, value in asdict(self).items() if value}
+        return orjson.dumps({"topic_id": self.topic_id, **content}).decode()
 
 
 def load_note(metadata: str | None) -> CommitNote | None:
@@ -75,12 +86,37 @@ def load_note(metadata: str | None) -> CommitNote | None:
         content = orjson.loads(metadata)
     except orjson.JSONDecodeError:
         return None
-    topic_id = content.get("topic_id") if isinstance(content, dict) else None
-    return CommitNote(topic_id) if isinstance(topic_id, str) else None
+    if not isinstance(content, dict):
+        return None
+    types = {"topic_id": str, "version": int, "writer": str, "checkpoint": str}
+    known = {name: content[name] for name in types if isinstance(content.get(name), types[name])}
+    return CommitNote(**known) if "topic_id" in known else None
 
 
 class Guarantee(Protocol):
-    """How outputs and positions become visible together."""
+    """How outputs and positions become visible together.
+
+    Where ``undoes``, outputs and positions are one transaction: ``send`` and ``commit`` may raise
+    ``UndoneError``, after which all since the last commit is as if it had never been sent.
+    """
+
+    @property
+    def undoes(self) -> bool:
+        """Whether what was sent can be taken back, so that the state must be able to as well."""
+        ...
+
+    @property
+    def open_s(self) -> float:
+        """How long what was sent has waited for its commit, seconds; 0 when nothing has."""
+        ...
+
+    def start(self) -> None:
+        """Get ready, before the first partition is owned."""
+        ...
+
+    def take_over(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """End what former owners of partitions have left open."""
+        ...
 
     def begin(self) -> None:
         """Open what the next sends belong to; a no-op while it is open."""
@@ -96,6 +132,10 @@ class Guarantee(Protocol):
 
     def abort(self) -> None:
         """Give up what was sent since ``begin``, as far as the guarantee can."""
+        ...
+
+    def poll(self) -> None:
+        """Serve the producer's callbacks."""
         ...
 
 
@@ -177,7 +217,7 @@ class CheckedProducer:
             for row in refused:
                 error = row.pop("_error")
                 if error.code() != _QUEUE_FULL:
-                    self._failures.append(f"{topic}: {error.str()}")
+                    self._refused(topic, error)
             self.check()
             self._wait()
             remaining = refused
@@ -201,7 +241,7 @@ class CheckedProducer:
             except BufferError:
                 self._wait()
             except KafkaException as error:
-                self._failures.append(f"{output.topic}: {error.args[0].str()}")
+                self._refused(output.topic, error.args[0])
                 self.check()
             else:
                 break
@@ -257,12 +297,20 @@ class CheckedProducer:
         try:
             yield
         except (KafkaException, SystemError) as error:
-            self._failures.insert(0, str(error.__cause__ or error))
+            self._failed(error.__cause__ or error)
             self.check()
+
+    def _failed(self, error: BaseException) -> None:
+        """Take note of a call that ended in a fatal error."""
+        self._failures.insert(0, str(error))
+
+    def _refused(self, topic: str, error: KafkaError) -> None:
+        """Take note of a message that will not be delivered."""
+        self._failures.append(f"{topic}: {error.str()}")
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            self._failures.append(f"{message.topic()}: {error.str()}")
+            self._refused(str(message.topic()), error)
 
     def _errored(self, error: KafkaError) -> None:
         if error.fatal():
@@ -271,22 +319,40 @@ class CheckedProducer:
             log.warning("producer_trouble", error=error.str())
 
 
+def send_all(producer: CheckedProducer, outputs: Outputs) -> None:
+    """Enqueue the re-keyed, DLQ and late messages, then the bulk ones."""
+    for single in outputs.single:
+        producer.send_single(single)
+    for bulk in outputs.bulk:
+        producer.send_bulk(bulk.topic, bulk.messages)
+
+
 class AtLeastOnce:
     """Outputs first, then the offsets: after a crash rows may come twice, never not at all."""
+
+    undoes = False
+    open_s = 0.0
 
     def __init__(self, producer: CheckedProducer, consumer: Consumer) -> None:
         self._producer = producer
         self._consumer = consumer
+
+    def start(self) -> None:
+        """Do nothing: the producer connects by itself."""
+
+    def take_over(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        """Do nothing: nobody leaves anything open."""
+
+    def poll(self) -> None:
+        """Serve the producer's callbacks."""
+        self._producer.poll()
 
     def begin(self) -> None:
         """Do nothing: each message stands for itself."""
 
     def send(self, outputs: Outputs) -> None:
         """Enqueue the re-keyed, DLQ and late messages, then the bulk ones."""
-        for single in outputs.single:
-            self._producer.send_single(single)
-        for bulk in outputs.bulk:
-            self._producer.send_bulk(bulk.topic, bulk.messages)
+        send_all(self._producer, outputs)
 
     def commit(self, positions: Sequence[Position], timeout_s: float, wait: bool) -> bool:
         """Flush, then commit ``positions``; without ``wait`` the broker's answer comes later.

@@ -146,6 +146,7 @@ class _Kept:
     stage: StagePlan
     settled: int
     waiting: list[Forget] = field(default_factory=list)
+    handed: list[Forget] = field(default_factory=list)
     placed: set[str] = field(default_factory=set)
 
 
@@ -194,7 +195,22 @@ class ErasureFeed:
         last = int(batch.offsets[-1])
         due = [forget for forget in kept.waiting if forget.position <= last]
         kept.waiting = kept.waiting[len(due) :]
+        kept.handed += due
         return cut(batch, due)
+
+    def committed(self) -> None:
+        """Take note that all that was handed over stays."""
+        for kept in self._kept.values():
+            kept.handed.clear()
+
+    def aborted(self, starts: Mapping[tuple[str, int], int]) -> None:
+        """Let what partitions have undone, back to an offset each, wait for its place again."""
+        for place, offset in starts.items():
+            kept = self._kept.get(place)
+            if kept is not None:
+                again = [forget for forget in kept.handed if forget.position >= offset]
+                kept.waiting = sorted([*again, *kept.waiting], key=lambda one: one.position)
+        self.committed()
 
     def due(self) -> list[Forget]:
         """Return what is to be forgotten now, after all that was handed over.
@@ -219,6 +235,7 @@ class ErasureFeed:
                     self._wait(kept, request, position)
             due = [f for f in kept.waiting if f.position <= kept.owned.next_offset]
             kept.waiting = kept.waiting[len(due) :]
+            kept.handed += due
             found += due
         return found
 

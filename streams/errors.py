@@ -46,3 +46,15 @@ class ReceiptError(StreamError):
 
 class ErasureError(StreamError):
     """An erasure cannot be read, or not be carried out."""
+
+
+class IdentityError(StreamError):
+    """Another process is the worker that this one was to be."""
+
+
+class FencedError(StreamError):
+    """Another worker of the same name has begun, or the broker has given this one up."""
+
+
+class UndoneError(StreamError):
+    """The open transaction came to nothing: what it changed must be undone, then work goes on."""

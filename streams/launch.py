@@ -30,10 +30,12 @@ from headrace.streams.deployments import DeploymentFollower, LiveModels
 from headrace.streams.environment import HINT, Environment, open_environment
 from headrace.streams.erasure_feed import ErasureFeed, ErasureLog
 from headrace.streams.errors import NotAppliedError
+from headrace.streams.identity import WorkerIdentity, identify
 from headrace.streams.online import TIMEOUT_S, OnlineWriter
 from headrace.streams.online_feed import OnlineFeed
 from headrace.streams.processors import build, input_topics
-from headrace.streams.source import TICKETS_MAX, Route, Source, SourceOptions
+from headrace.streams.source import TICKETS_MAX, Source
+from headrace.streams.source_options import Route, SourceOptions
 from headrace.streams.telemetry import Telemetry
 from headrace.streams.tickets import ProcessorTable
 from headrace.streams.warmup import warm_up
@@ -84,6 +86,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
     environment = open_environment(folder)
     plan = environment.pipeline(options.pipeline)
     models = LiveModels()
+    identity = _identity(environment, plan)
     context = _patiently(lambda: _context(environment, plan, models))
     registry = CollectorRegistry()
     url = ""
@@ -118,14 +121,28 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
             writer.start()
             online = OnlineFeed(plan, context.online, writer, clock)
         erasures = _patiently(lambda: _erasures(environment, plan, context))
-        return run(_app(environment, plan, context, options, telemetry, online, erasures))
+        worker = None if identity is None else identity.name
+        return run(_app(environment, plan, context, options, telemetry, online, erasures, worker))
     finally:
+        if identity is not None:
+            identity.release()
         if writer is not None:
             writer.stop()
         follower.stop()
         environment.registry.close()
         if health is not None:
             health.close()
+
+
+def _identity(environment: Environment, plan: PipelinePlan) -> WorkerIdentity | None:
+    """Return which of the pipeline's workers this is; None where it does not matter."""
+    settings = environment.project.settings
+    if settings.stream.guarantee == "at_least_once":
+        return None
+    group = topics.group(plan.project, plan.name)
+    identity = identify(settings.state_folder / "workers", group, settings.stream.ordinal)
+    log.info("worker_identified", transactional_id=identity.name)
+    return identity
 
 
 def _online_writer(
@@ -224,6 +241,7 @@ def _app(
     telemetry: Telemetry,
     online: OnlineFeed | None,
     erasures: ErasureFeed | None,
+    worker: str | None,
 ) -> StreamApp:
     settings = environment.project.settings.stream
     staged = {stage.topic for stage in plan.stages}
@@ -241,8 +259,9 @@ def _app(
         batch_budget_ms=settings.batch_budget_ms,
         batch_rows_max=settings.batch_rows,
         mismatch=options.mismatch,
+        worker=worker,
     )
-    table = ProcessorTable()
+    table = ProcessorTable(undoes=worker is not None)
 
     def start_source(submit: Callable[[Ticket], None]) -> Source:
         return Source(

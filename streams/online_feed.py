@@ -123,6 +123,13 @@ class OnlineFeed:
         for kept in self._kept.values():
             self._post(kept)
 
+    def aborted(self) -> None:
+        """Drop what no commit covers: it is taken back, and comes again."""
+        for kept in self._kept.values():
+            if kept.held:
+                kept.held.clear()
+                kept.more = True
+
     def looks(self) -> list[Look]:
         """Return the looks to take now: one a partition at a time, once a second without news."""
         now_ms = self._clock.monotonic_ms()

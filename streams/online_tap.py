@@ -39,6 +39,11 @@ class OnlineTap:
         self._saved = (0, 0)
         self._pass_number = self._since = 0
         self._cursor = self._end = 0
+        self._saved_pass = (0, 0, 0, 0)
+        self._passes = 0
+        self._saved_passes = 0
+        self._asked = (0, 0)
+        self._told_by_looks: list[np.ndarray] | None = None
 
     def touched(self, batch: EventBatch, slots: np.ndarray | None, outputs: Outputs) -> None:
         """Tell the keys that a batch touched, as of their newest events.
@@ -67,12 +72,16 @@ class OnlineTap:
         if look.pass_number:
             self._pass_number, self._since = look.pass_number, look.since
             self._cursor, self._end = 0, self._state.key_count
+            self._passes += 1
+            self._asked = look.pass_number, look.since
         if self._pass_number:
             outputs.online.append(self._pass())
         elif look.clock_ms is not None:
             due = np.flatnonzero(self._due_ms[: self._state.key_count] <= look.clock_ms)
             if due.size:
                 more = due.size > LOOK_KEYS
+                if self._told_by_looks is not None:
+                    self._told_by_looks.append(due[:LOOK_KEYS])
                 outputs.online.append(self._block(due[:LOOK_KEYS], look.clock_ms, more=more))
         return outputs
 
@@ -84,13 +93,26 @@ class OnlineTap:
     def begin(self) -> None:
         """Remember what was told, for ``abort``."""
         self._saved = (self._version, self._told)
+        self._saved_pass = (self._pass_number, self._since, self._cursor, self._end)
+        self._saved_passes = self._passes
+        self._told_by_looks = []
 
     def commit(self) -> None:
         """Forget what ``begin`` remembered."""
+        self._told_by_looks = None
 
     def abort(self) -> None:
-        """Take back what was told: its blocks go nowhere."""
+        """Take back what was told: its blocks go nowhere, so looks tell it again."""
         self._version, self._told = self._saved
+        for slots in self._told_by_looks or ():
+            self._due_ms[slots] = NEVER
+        self._told_by_looks = None
+        if self._passes == self._saved_passes:
+            self._pass_number, self._since, self._cursor, self._end = self._saved_pass
+        else:
+            # A pass that began since is gone over from its first key again.
+            self._pass_number, self._since = self._asked
+            self._cursor, self._end = 0, self._state.key_count
 
     def _pass(self) -> OnlineBlock:
         first, last = self._cursor, min(self._cursor + LOOK_KEYS, self._end)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from confluent_kafka import KafkaException, TopicPartition
+
 from headrace.runtime.errors import explain
-from headrace.streams.commit import Position, load_note
+from headrace.runtime.logging import get_logger
+from headrace.streams.commit import CommitNote, Position, load_note
 from headrace.streams.errors import PositionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from confluent_kafka import Consumer, TopicPartition
+    from confluent_kafka import Consumer
+
+log = get_logger(__name__)
 
 # What to do about committed offsets that do not fit the topic: stop and let a person decide,
 # process and emit what the topic holds now, or take what it holds for emitted.
@@ -31,6 +36,7 @@ class OwnedPartition:
     Offsets: below ``emit_from`` rows are replayed in silence; ``next_offset`` is the next one to
     hand over, ``done_offset`` the next one whose outputs are not sent yet, ``committed_offset``
     what the group knows. ``end_told`` says that the processor knows it has seen all there is.
+    ``version`` counts the transactions that have committed the partition.
     """
 
     topic: str
@@ -44,6 +50,7 @@ class OwnedPartition:
     high_offset: int = 0
     end_told: bool = False
     newest_arrival_ms: int | None = None
+    version: int = 0
 
     @property
     def replay_rows(self) -> int:
@@ -55,11 +62,27 @@ class OwnedPartition:
         """Count the offsets between what is done and the end of the partition."""
         return max(0, self.high_offset - self.done_offset)
 
-    def position(self) -> Position | None:
-        """Return what there is to commit, None when the group knows all of it."""
-        if self.done_offset < self.emit_from or self.done_offset <= self.committed_offset:
+    def position(self, *, again: bool = False) -> Position | None:
+        """Return what there is to commit, None when the group knows all of it.
+
+        ``again``: even then, since what was sent for the partition must go with its offset.
+        """
+        known = self.done_offset <= self.committed_offset and not again
+        if known or self.done_offset < self.emit_from:
             return None
-        return Position(self.topic, self.partition, self.done_offset, self.topic_id)
+        return Position(
+            self.topic, self.partition, self.done_offset, self.topic_id, self.version + 1
+        )
+
+    def committed(self, position: Position) -> None:
+        """Take note that the group knows ``position``."""
+        self.committed_offset = position.offset
+        self.version = position.version
+
+    def rewind(self, offset: int) -> None:
+        """Be at ``offset`` again: what came after it was undone."""
+        self.next_offset = self.done_offset = offset
+        self.end_told = False
 
 
 def own(
@@ -84,6 +107,7 @@ def own(
         low, high = consumer.get_watermark_offsets(committed, timeout=BROKER_TIMEOUT_S)
         topic_id = topic_ids[committed.topic]
         offset = max(committed.offset, 0)
+        note = load_note(committed.metadata)
         fault = _fault(committed, low, high, topic_id)
         if fault is not None:
             if mismatch == "stop":
@@ -100,9 +124,30 @@ def own(
                 next_offset=low,
                 done_offset=low,
                 high_offset=high,
+                version=0 if note is None else note.version,
             )
         )
     return owned
+
+
+def claim(consumer: Consumer, owned: list[OwnedPartition], writer: str) -> None:
+    """Commit where partitions stand, so that whoever owns them next knows whom to fence.
+
+    A claim that fails is made by the first transaction.
+    """
+    offsets = [
+        TopicPartition(
+            one.topic,
+            one.partition,
+            max(one.emit_from, one.next_offset),
+            metadata=CommitNote(one.topic_id, one.version, writer).dump(),
+        )
+        for one in owned
+    ]
+    try:
+        consumer.commit(offsets=offsets, asynchronous=False)
+    except KafkaException as error:
+        log.info("partitions_not_claimed", reason=error.args[0].str())
 
 
 def _fault(committed: TopicPartition, low: int, high: int, topic_id: str) -> str | None:

@@ -7,13 +7,13 @@ wait for another thread that waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
@@ -21,15 +21,19 @@ from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
 from headrace.streams.batch import EventBatch, Forget, Look
 from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, producer_properties
-from headrace.streams.errors import DeliveryError, PositionError
+from headrace.streams.errors import DeliveryError, FencedError, PositionError, UndoneError
 from headrace.streams.intake import BatchSizer, Row, backlog_batch, batches, end_batch, group
-from headrace.streams.positions import Mismatch, OwnedPartition, own
+from headrace.streams.pace import CommitPace
+from headrace.streams.positions import OwnedPartition, claim, own
+from headrace.streams.source_options import SourceOptions, SourceWatcher, consumer_properties
 from headrace.streams.tickets import ProcessorTable, Ticket
+from headrace.streams.transaction import ExactlyOnce
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from headrace.streams.batch import Outputs, Processor
+    from headrace.streams.commit import Position
     from headrace.streams.erasure_feed import ErasureFeed
     from headrace.streams.online_feed import OnlineFeed
 
@@ -39,9 +43,6 @@ log = get_logger(__name__)
 TICKETS_MAX = 3
 IDLE_WAIT_S = 0.1
 BUSY_WAIT_S = 0.001
-# How long the broker may hold back an answer of few bytes. A hand-over costs half a millisecond
-# for each partition however few its rows are, and requests to the broker: company is cheaper.
-FETCH_WAIT_MS = 4
 # While a hand-over is worked on, the next one waits for it unless it is as large as this.
 SECOND_ROWS_MIN = 256
 # While a ticket takes longer (registry away, first compilation) the consumer is paused and polled,
@@ -49,84 +50,15 @@ SECOND_ROWS_MIN = 256
 STALL_S = 1.0
 REVOKE_BUDGET_S = 30.0
 FLUSH_BUDGET_S = 10.0
+# How long a commit waits for the tickets under way before it is put off.
+DRAIN_BUDGET_S = 1.0
+# A transaction whose tickets take longer is given up before the broker gives it up.
+OPEN_MAX_S = 6.0
 REPLAY_REPORT_S = 5.0
 
 # librdkafka spells its local codes with a leading underscore.
 _END = KafkaError._PARTITION_EOF
 _NOT_RETRIED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Which agent serves a topic's batches, and how far downstream the topic is."""
-
-    kind: str
-    rank: int
-
-
-@dataclass(frozen=True, slots=True)
-class SourceOptions:
-    """How the source runs.
-
-    Of what is read at once, the batches of topics of higher rank go first: downstream before
-    upstream. ``producer`` and ``consumer`` are librdkafka's properties.
-    """
-
-    group: str
-    routes: Mapping[str, Route]
-    topic_ids: Mapping[str, str]
-    consumer: Mapping[str, Any]
-    producer: Mapping[str, Any]
-    commit_interval_ms: int
-    batch_budget_ms: int
-    batch_rows_max: int
-    linger_ms: float = 0.0
-    mismatch: Mismatch = "stop"
-
-
-class SourceWatcher(Protocol):
-    """Who is told what the source does: metrics, health, the line that says ready."""
-
-    def assigned(self, owned: Sequence[OwnedPartition]) -> None:
-        """All partitions owned now, after a change."""
-        ...
-
-    def sent(self, batch: EventBatch, outputs: Outputs) -> None:
-        """The outputs of a batch were handed to the producer."""
-        ...
-
-    def ticked(self, owned: Sequence[OwnedPartition]) -> None:
-        """About once a second."""
-        ...
-
-    def caught_up(self) -> None:
-        """Every owned partition is replayed up to its committed offset."""
-        ...
-
-
-def consumer_properties(options: SourceOptions) -> dict[str, Any]:
-    """Return librdkafka's properties of the consumer; what the user sets wins where it is safe."""
-    return {
-        "partition.assignment.strategy": "cooperative-sticky",
-        "session.timeout.ms": 6_000,
-        "heartbeat.interval.ms": 1_500,
-        "queued.min.messages": 50_000,
-        # Records that compress well come out of one fetch many times as large.
-        "queued.max.messages.kbytes": 32 * 1024,
-        "max.partition.fetch.bytes": 256 * 1024,
-        # Few rows wait for company at the broker, which also answers fewer fetches for it.
-        "fetch.min.bytes": 64 * 1024,
-        "fetch.wait.max.ms": FETCH_WAIT_MS,
-        # librdkafka's default of 1 s would let a full queue run dry.
-        "fetch.queue.backoff.ms": 2,
-        "isolation.level": "read_committed",
-        **options.consumer,
-        "group.id": options.group,
-        "enable.auto.commit": False,
-        "enable.auto.offset.store": False,
-        "auto.offset.reset": "error",
-        "enable.partition.eof": True,
-    }
 
 
 class Source:
@@ -158,11 +90,13 @@ class Source:
         self._fault: BaseException | None = None
         self._stopping = False
         self._drain_wanted = True
-        self._sending = False
+        self._sending = self._committing = False
+        self._doomed = False
         self._replaying = False
         self._assigned_once = False
         self._recommit = False
-        self._next_commit_s = 0.0
+        self._committed_s = 0.0
+        self._pace = CommitPace(options.commit_interval_ms / 1000)
         self._next_tick_s = 0.0
         self._next_report_s = 0.0
         self._polled_s = 0.0
@@ -173,10 +107,21 @@ class Source:
                 "error_cb": self._on_error,
             }
         )
-        self._producer = CheckedProducer(
-            producer_properties(options.producer, options.linger_ms), self._keep_alive
+        self._guarantee: Guarantee = self._guarantee_of(options)
+
+    def _guarantee_of(self, options: SourceOptions) -> Guarantee:
+        if options.worker is None:
+            properties = producer_properties(options.producer, options.linger_ms)
+            return AtLeastOnce(CheckedProducer(properties, self._keep_alive), self._consumer)
+        return ExactlyOnce(
+            options.producer,
+            options.linger_ms,
+            options.worker,
+            self._consumer,
+            self._watcher,
+            self._keep_alive,
+            lambda: self._stopping,
         )
-        self._guarantee: Guarantee = AtLeastOnce(self._producer, self._consumer)
 
     def stop(self, drain: bool) -> None:
         """Ask the loop to end: with ``drain`` it sends and commits first, else it gives up."""
@@ -190,6 +135,7 @@ class Source:
             HeadraceError: If the stream cannot go on.
 
         """
+        self._guarantee.start()
         self._consumer.subscribe(
             list(self._options.routes),
             on_assign=self._on_assign,
@@ -208,26 +154,33 @@ class Source:
             if not drained:
                 self._tickets.clear()
                 self._owned.clear()
-                self._guarantee.abort()
+                # What ended the loop is what is told.
+                with contextlib.suppress(FencedError):
+                    self._guarantee.abort()
             self._consumer.close()
 
     def _step(self) -> None:
         """Send what is done, take what is there, and sleep only where something will wake us."""
         self._settle_done()
+        if self._guarantee.open_s > OPEN_MAX_S:
+            self._doom("its tickets took too long")
+        if self._doomed:
+            self._undo_when_drained()
+            return
         if self._online is not None:
             self._take_looks(self._online)
         if self._erasures is not None:
             for forget in self._erasures.due():
                 self._send_off(self._options.routes[forget.topic].kind, [forget])
         if not self._tickets:
-            self._poll(0.0 if self._stash else IDLE_WAIT_S)
+            self._poll(0.0 if self._stash else self._idle_s())
         if self._stash or len(self._tickets) < TICKETS_MAX:
             self._take()
         elif not self._wait(self._tickets[0], STALL_S):
             self._keep_alive()
         self._raise_fault()
         now_s = time.monotonic()
-        if now_s >= self._next_commit_s:
+        if now_s >= self._next_commit_s():
             self._commit(wait=False)
         if now_s >= self._next_tick_s:
             self._tick(now_s)
@@ -352,7 +305,10 @@ class Source:
         return True
 
     def _settle(self) -> None:
-        """Send what the oldest ticket caused; its exception is raised here."""
+        """Send what the oldest ticket caused; its exception is raised here.
+
+        What a doomed transaction would have sent is dropped: its rows are read again.
+        """
         ticket = self._tickets.popleft()
         results = ticket.future.result()
         self._sizer.worked(ticket.rows, ticket.finished_s - ticket.started_s)
@@ -363,6 +319,8 @@ class Source:
                 owned = self._owned.get((batch.topic, batch.partition))
                 if owned is None or owned.epoch != batch.epoch:
                     continue
+                if self._doomed and self._table.is_open(batch.topic, batch.partition):
+                    continue
                 if isinstance(batch, EventBatch):
                     self._guarantee.send(outputs)
                     self._sent(owned, batch, outputs)
@@ -370,6 +328,8 @@ class Source:
                     self._online.settled(batch, outputs)
                 if isinstance(batch, Forget):
                     self._forgotten(batch, outputs)
+        except UndoneError as undone:
+            self._doom(str(undone))
         finally:
             self._sending = False
         if self._replaying:
@@ -392,8 +352,27 @@ class Source:
             owned.done_offset = max(owned.done_offset, owned.next_offset)
         self._watcher.sent(batch, outputs)
 
+    def _next_commit_s(self) -> float:
+        if not self._guarantee.undoes:
+            return self._committed_s + self._options.commit_interval_ms / 1000
+        unread = sum(owned.high_offset - owned.next_offset for owned in self._owned.values())
+        spacing_s = self._pace.spacing_s(
+            waited_for=self._guarantee.open_s > 0, behind=unread > self._sizer.rows
+        )
+        return self._committed_s + spacing_s
+
+    def _idle_s(self) -> float:
+        """Return how long to wait for a message: no longer than until a commit is due."""
+        if not self._guarantee.open_s:
+            return IDLE_WAIT_S
+        return min(IDLE_WAIT_S, max(0.0, self._next_commit_s() - time.monotonic()))
+
     def _commit(self, wait: bool) -> None:
-        self._next_commit_s = time.monotonic() + self._options.commit_interval_ms / 1000
+        if self._guarantee.undoes:
+            self._commit_transaction()
+            self._committed_s = time.monotonic()
+            return
+        self._committed_s = time.monotonic()
         if self._recommit:
             self._recommit = False
             for owned in self._owned.values():
@@ -402,18 +381,78 @@ class Source:
         if not positions:
             return
         if self._guarantee.commit(positions, FLUSH_BUDGET_S, wait):
-            for position in positions:
-                owned = self._owned[position.topic, position.partition]
-                owned.committed_offset = position.offset
-            if self._online is not None:
-                self._online.committed()
+            self._known(positions)
+
+    def _known(self, positions: Sequence[Position]) -> None:
+        """Take note that the group knows positions."""
+        for position in positions:
+            owned = self._owned.get((position.topic, position.partition))
+            if owned is not None:
+                owned.committed(position)
+        if self._online is not None:
+            self._online.committed()
+        if self._erasures is not None:
+            self._erasures.committed()
+
+    def _commit_transaction(self) -> None:
+        """Drain what is under way, so that the state is what is committed, and commit it."""
+        started_s = time.monotonic()
+        if self._doomed or not self._settle_all(DRAIN_BUDGET_S):
+            return
+        if self._doomed:
+            self._undo_when_drained()
+            return
+        places = self._table.is_open
+        made = [o.position(again=places(o.topic, o.partition)) for o in self._owned.values()]
+        positions = [position for position in made if position is not None]
+        if positions or self._guarantee.open_s:
+            self._committing = True
+            try:
+                self._guarantee.commit(positions, FLUSH_BUDGET_S, wait=True)
+            except UndoneError as undone:
+                self._doom(str(undone))
+                self._undo_when_drained()
+                return
+            finally:
+                self._committing = False
+            self._pace.took(time.monotonic() - started_s)
+        self._table.commit()
+        self._known(positions)
+
+    def _doom(self, reason: str) -> None:
+        """Give the open transaction up; what it changed is undone once nothing is under way."""
+        if not self._doomed:
+            log.warning("transaction_given_up", reason=reason)
+            self._doomed = True
+
+    def _undo_when_drained(self) -> None:
+        """Go back to what is committed, or wait a while for the tickets under way."""
+        if self._tickets:
+            if not self._wait(self._tickets[0], STALL_S):
+                self._keep_alive()
+            self._raise_fault()
+            return
+        self._guarantee.abort()
+        starts = self._table.abort()
+        self._doomed = False
+        for place, offset in starts.items():
+            self._owned[place].rewind(offset)
+            self._consumer.seek(TopicPartition(*place, offset))
+        self._stash = [r for r in self._stash if (r.topic(), r.partition()) not in starts]
+        if self._online is not None:
+            self._online.aborted()
+        if self._erasures is not None:
+            self._erasures.aborted(starts)
+        log.warning("transaction_undone", partitions=len(starts))
+        undone = [self._owned[place] for place in starts]
+        self._submit_all([backlog_batch(one) for one in undone if one.high_offset > one.emit_from])
 
     def _tick(self, now_s: float) -> None:
         self._next_tick_s = now_s + 1.0
         for owned in self._owned.values():
             owned.high_offset = max(owned.high_offset, self._high_offset(owned))
         self._watcher.ticked(list(self._owned.values()))
-        self._producer.poll()
+        self._guarantee.poll()
 
     def _report_replay(self) -> None:
         left = sum(owned.replay_rows for owned in self._owned.values())
@@ -444,6 +483,8 @@ class Source:
         """Start the new partitions; an exception must not pass through librdkafka's frames."""
         try:
             self._epoch += 1
+            if partitions:
+                self._guarantee.take_over(consumer, partitions)
             started = (
                 own(
                     consumer,
@@ -457,8 +498,11 @@ class Source:
             )
             for owned in started:
                 processor = self._build(owned.topic, owned.partition)
-                self._table.assign(owned.topic, owned.partition, owned.epoch, processor)
+                at = owned.next_offset
+                self._table.assign(owned.topic, owned.partition, owned.epoch, processor, at)
                 self._owned[owned.topic, owned.partition] = owned
+            if self._options.worker is not None and started:
+                claim(consumer, started, self._options.worker)
             if self._erasures is not None:
                 self._erasures.assigned(started)
             consumer.incremental_assign(
@@ -484,8 +528,10 @@ class Source:
         """Drain, commit, release: who gets the partitions next starts where we ended."""
         try:
             # Inside a send that waits for room nothing more can be delivered: let go without.
-            if not self._sending and self._settle_all(REVOKE_BUDGET_S):
+            inside = self._sending or self._committing or self._doomed
+            if not inside and self._settle_all(REVOKE_BUDGET_S):
                 self._commit(wait=True)
+            self._doom_open(partitions, "partitions are revoked that it has rows of")
         except BaseException as error:  # noqa: BLE001 -- raised again by the loop
             self._fault = error
         self._release(partitions, flush=True)
@@ -493,7 +539,17 @@ class Source:
     def _on_lost(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Drop partitions that another worker may own already: nothing of them is committed."""
         log.warning("partitions_lost", count=len(partitions))
+        self._doom_open(partitions, "partitions are lost that it has rows of")
         self._release(partitions, flush=False)
+
+    def _doom_open(self, partitions: list[TopicPartition], reason: str) -> None:
+        """Give the transaction up if partitions that leave have a part in it.
+
+        One that is being committed is decided by its commit.
+        """
+        has_part = any(self._table.is_open(one.topic, one.partition) for one in partitions)
+        if has_part and not self._committing:
+            self._doom(reason)
 
     def _release(self, partitions: list[TopicPartition], *, flush: bool) -> None:
         if self._online is not None:

@@ -23,6 +23,7 @@ LATENCY_BOUNDS_S = (
     *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0, 600.0),
 )
 STAGE_BOUNDS_S = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+COMMIT_BOUNDS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 3.0, 10.0)
 ROWS_BOUNDS = (1, 3, 10, 30, 100, 300, 1_000, 3_000, 10_000)
 
 
@@ -102,6 +103,25 @@ class OnlineMetrics:
         self.rebuild.labels(entity).set(rebuild)
 
 
+class TransactionMetrics:
+    """What the metrics page shows of transactions; at-least-once has none."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.commits = _counter(registry, "transactions_committed", "Transactions committed")
+        self.aborts = _counter(
+            registry, "transactions_aborted", "Transactions that came to nothing, and were undone"
+        )
+        self.unknown = _counter(
+            registry, "transactions_unknown", "Commits whose outcome had to be looked up"
+        )
+        self.seconds = Histogram(
+            "headrace_commit_seconds",
+            "What the requests of a transaction's commit took",
+            buckets=COMMIT_BOUNDS_S,
+            registry=registry,
+        )
+
+
 class Telemetry:
     """The worker's metrics, and whether it is live and ready."""
 
@@ -160,6 +180,20 @@ class Telemetry:
             registry=registry,
         )
         self.online = OnlineMetrics(registry)
+        self.transactions = TransactionMetrics(registry)
+
+    def transaction_committed(self, seconds: float) -> None:
+        """Count a commit, and what its requests took."""
+        self.transactions.commits.inc()
+        self.transactions.seconds.observe(seconds)
+
+    def transaction_aborted(self) -> None:
+        """Count a transaction that came to nothing."""
+        self.transactions.aborts.inc()
+
+    def transaction_unknown(self) -> None:
+        """Count a commit whose outcome had to be looked up."""
+        self.transactions.unknown.inc()
 
     def assigned(self, owned: Sequence[OwnedPartition]) -> None:
         """Take note of the partitions owned now; those that left lose their lag."""

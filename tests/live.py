@@ -99,16 +99,14 @@ class LiveProject:
             "snapshots": topics.snapshots(self.plan.name),
         }[name]
 
-    def payment(self, payment_id: int, time_ms: int, customer: str | None, amount: float) -> bytes:
+    def record(self, *row: object) -> dict[str, object]:
+        """Return a payment as fastavro takes it; ``row`` holds the fields in their order."""
+        return {f["name"]: value for f, value in zip(self._parsed["fields"], row, strict=True)}
+
+    def payment(self, *row: object) -> bytes:
         body = io.BytesIO()
         body.write(struct.pack(">bI", 0, self.schema_id))
-        record = {
-            "payment_id": payment_id,
-            "event_time": time_ms,
-            "customer_id": customer,
-            "amount": amount,
-        }
-        fastavro.schemaless_writer(body, self._parsed, record)
+        fastavro.schemaless_writer(body, self._parsed, self.record(*row))
         return body.getvalue()
 
     def place(self, key: bytes | None) -> int:
@@ -287,17 +285,29 @@ class LiveWorker:
         return int(line.split()[1]) / 1024
 
 
-def make_project(folder: Path, extra_settings: str = "") -> LiveProject:
-    """Write the definitions into a project folder, under names of its own, and apply them."""
+def make_project(
+    folder: Path,
+    extra_settings: str = "",
+    *,
+    definitions: str = DEFINITIONS,
+    fields: tuple[dict[str, object], ...] = (),
+) -> LiveProject:
+    """Write the definitions into a project folder, under names of its own, and apply them.
+
+    ``fields`` come after those of ``PAYMENT``.
+    """
+    schema = {**PAYMENT, "fields": [*PAYMENT["fields"], *fields]}
     settings = folder / "headrace.yaml"
     settings.write_text(settings.read_text() + textwrap.dedent(extra_settings))
     unique = yaml.safe_load(settings.read_text())["project"]
-    text = DEFINITIONS.replace('"payments"', f'"payments_{unique}"')
+    text = definitions.replace('"payments"', f'"payments_{unique}"')
     (folder / "definitions.py").write_text(text.replace('"spend"', f'"spend_{unique}"'))
-    (folder / "schemas" / f"payments_{unique}.avsc").write_text(json.dumps(PAYMENT))
+    (folder / "schemas" / f"payments_{unique}.avsc").write_text(json.dumps(schema))
     environment = open_environment(folder)
     ids = apply(environment)
-    return LiveProject(folder, environment, ids[environment.plan.pipelines[0].source])
+    source = environment.plan.pipelines[0].source
+    parsed = fastavro.parse_schema(schema)
+    return LiveProject(folder, environment, ids[source], _parsed=parsed)
 
 
 def apply(environment: Environment) -> dict[str, int]:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from bench.measure import Drain
     from headrace.runtime.dev.stack import Endpoints
 
+# No commit, and so no output, comes later than this after the one before.
+QUIET_S = 3.0
 PIPELINE = "card"
 SOURCE = "card_events"
 TEMPLATE = Path(__file__).parent / "project"
@@ -65,16 +67,23 @@ class Check:
         return not (self.missing or self.repeated or self.wrong_features or self.wrong_scores)
 
 
-def prepare(folder: Path, name: str, endpoints: Endpoints) -> Project:
+def prepare(
+    folder: Path, name: str, endpoints: Endpoints, guarantee: str = "at_least_once"
+) -> Project:
     """Make the project and apply it: the source's topic and all outputs are there and empty.
 
     Args:
         folder: Where to make it.
         name: The project's name; a new one has a consumer group that has read nothing.
         endpoints: The running stack.
+        guarantee: The worker's.
 
     """
-    settings = {"project": name, "topics": {"partitions": PARTITION_COUNT}}
+    settings = {
+        "project": name,
+        "topics": {"partitions": PARTITION_COUNT},
+        "stream": {"guarantee": guarantee},
+    }
     project = make_project(folder, TEMPLATE, endpoints, settings)
     project.run("apply")
     return project
@@ -193,6 +202,7 @@ def _drain(project: Project, name: str, expected: int, log: Path) -> Drain:
         expected,
         folder=project.folder,
         log=log,
+        quiet_s=QUIET_S,
     )
 
 

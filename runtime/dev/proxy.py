@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import struct
 import threading
 import time
 from collections import deque
@@ -70,3 +71,60 @@ class FaultProxy:
             while waiting and not self.silent and waiting[0][0] <= time.monotonic():
                 _, target, data = waiting.popleft()
                 target.sendall(data)
+
+
+class KafkaFaultProxy(FaultProxy):
+    """A proxy that knows Kafka's frames: it loses commits of transactions, or their answers.
+
+    ``lose_answers`` and ``lose_requests`` count down with each that is lost. The broker's own
+    address is replaced by the proxy's, so that clients stay with it.
+    """
+
+    END_TXN = 26
+
+    def __init__(self, target_port: int) -> None:
+        self.lose_answers = 0
+        self.lose_requests = 0
+        self.lost = 0
+        super().__init__(target_port)
+
+    def _pump(self, client: socket.socket, server: socket.socket) -> None:
+        asked: dict[int, int] = {}
+        own, theirs = (b"127.0.0.1" + struct.pack(">i", p) for p in (self.port, self._target_port))
+        pending = {client: b"", server: b""}
+        while not (self._ending.is_set() or self.refuses):
+            readable, _, _ = select.select([client, server], [], [], TURN_S)
+            for one in readable:
+                data = one.recv(CHUNK_BYTES)
+                if not data:
+                    return
+                frames, pending[one] = self._frames(pending[one] + data)
+                for frame in frames:
+                    if one is client:
+                        key, _, number = struct.unpack_from(">hhi", frame, 4)
+                        asked[number] = key
+                        if not self._loses(key, "lose_requests"):
+                            server.sendall(frame)
+                    else:
+                        key = asked.pop(struct.unpack_from(">i", frame, 4)[0])
+                        if not self._loses(key, "lose_answers"):
+                            client.sendall(frame.replace(theirs, own))
+
+    def _loses(self, key: int, what: str) -> bool:
+        left = getattr(self, what)
+        if key != self.END_TXN or not left:
+            return False
+        setattr(self, what, left - 1)
+        self.lost += 1
+        return True
+
+    @staticmethod
+    def _frames(data: bytes) -> tuple[list[bytes], bytes]:
+        frames = []
+        while len(data) >= 4:
+            size = 4 + int.from_bytes(data[:4], "big")
+            if len(data) < size:
+                break
+            frames.append(data[:size])
+            data = data[size:]
+        return frames, data
