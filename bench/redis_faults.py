@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import shutil
 import signal
 import time
@@ -27,7 +28,7 @@ from bench.card.job import DAY_MS, HOUR_MS, PARTITION_COUNT, train_model
 from bench.card.run import WORK
 from bench.measure import BenchError, TreeSampler, stop_process
 from bench.project import fresh_stack, make_project
-from bench.redis_scene import PROBED_KEYS, FaultyRedis, Scene, Sink, Traffic, Watcher, total
+from bench.redis_scene import FaultyRedis, Scene, Sink, Traffic, Watcher, total
 from bench.redis_writers import run_two
 from bench.report import Bound, exit_code, print_bounds, write_json
 from headrace.features.compiler import compile_project
@@ -237,19 +238,16 @@ class Outcome:
     cpu_s_per_million: float
 
 
-def _outcome(scene: Scene, model: Path, cpu_s: float, console: Console) -> Outcome:
+def _outcome(scene: Scene, model: Path, cpu_s: float) -> Outcome:
     """Stop the traffic and compare every prediction and every key with the events."""
     import lightgbm
 
     scene.traffic.stop()
     scene.wait_scored()
-    keys = np.arange(scene.traffic.keys)
-    now_s = time.monotonic()
-    if scene.right_since(now_s, now_s + RECOVERY_S, keys[:PROBED_KEYS]) is None:
-        console.print("[red]the store does not become right[/]")
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading all keys", total=scene.traffic.keys)
-        wrong_keys = scene.wrong_keys(lambda done: progress.update(task, completed=done))
+        show = functools.partial(progress.update, task)
+        wrong_keys = scene.wrong_keys(lambda done: show(completed=done), BACK_S_MAX)
     ids, _, scores = scene.sink.rows()
     cents, ts_ms, _ = scene.traffic.events()
     count, mean = scene.traffic.judge().features()
@@ -263,7 +261,7 @@ def _outcome(scene: Scene, model: Path, cpu_s: float, console: Console) -> Outco
         int((times == 0).sum()),
         max(again, int((times > 1).sum())),
         int((~(np.abs(scores - expected[ids]) <= SCORE_TOLERANCE)).sum()),
-        len(keys),
+        scene.traffic.keys,
         wrong_keys,
         cpu_s * 1e6 / len(cents),
     )
@@ -360,7 +358,7 @@ def _live(
         try:
             with scene:
                 stretches = _play(options, scene, console)
-                outcome = _outcome(scene, model, sampler.cpu_s_until_now(), console)
+                outcome = _outcome(scene, model, sampler.cpu_s_until_now())
         finally:
             sampler.stop()
             stop_process(worker)

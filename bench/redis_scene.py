@@ -24,6 +24,7 @@ from bench.outputs import OutputDecoder, event_ids
 from bench.redis_judge import Judge, Seen
 from headrace.features.store.connection import RedisConnection
 from headrace.features.store.errors import StoreUnavailableError
+from headrace.features.store.freshness import FRESH, STATUSES
 from headrace.features.store.resp import command
 from headrace.runtime.dev.processes import free_ports, stop
 from headrace.runtime.dev.proxy import FaultProxy
@@ -44,9 +45,10 @@ TICK_S = 0.002
 _FIRST_EVENTS = 65_536
 READ_EVERY_S, READ_KEYS = 0.05, 50
 CHECK_KEYS, PROBED_KEYS = 5_000, 1_000
-
 METRICS_TIMEOUT_S = 10.0
 STALL_S = 120.0
+#: FLUSHALL frees a million keys, and saves.
+COMMAND_TIMEOUT_S = 60.0
 
 
 class FaultyRedis:
@@ -72,7 +74,7 @@ class FaultyRedis:
 
     def run(self, *arguments: bytes) -> Any:
         """Run a command, past the proxy, and return its reply."""
-        connection = RedisConnection(self.direct_url)
+        connection = RedisConnection(self.direct_url, COMMAND_TIMEOUT_S)
         try:
             (reply,) = connection.run([command(arguments)], 1)
         finally:
@@ -429,7 +431,7 @@ class Scene:
             few = self._wrong(keys[:PROBED_KEYS], begin_s)
             if len(few):
                 keys = np.concatenate([few, keys[PROBED_KEYS:]])
-                time.sleep(0.1)
+                time.sleep(0.2)
             else:
                 keys = self._wrong(keys[PROBED_KEYS:], begin_s)
         return time.monotonic() - begin_s
@@ -443,16 +445,26 @@ class Scene:
             except StoreUnavailableError:
                 return keys
         seen = Seen.joined(parts)
+        if (seen.status != STATUSES.index(FRESH)).any():
+            # Nothing is told of the others: to know all events costs more than to read them again.
+            return keys
         return seen.key[self.traffic.judge().wrong(seen, sent_s)]
 
-    def wrong_keys(self, progress: Callable[[int], None]) -> int:
-        """Return how many of all keys do not hold their newest event; no traffic may run."""
-        judge, wrong = self.traffic.judge(), 0
+    def wrong_keys(self, progress: Callable[[int], None], patience_s: float) -> int:
+        """Return how many of all keys do not come to hold their newest event; no traffic may run.
+
+        All are read; those that lack something are read again until the patience is at its end.
+        """
+        judge, wrong = self.traffic.judge(), np.zeros(0, np.int64)
         for first in range(0, self.traffic.keys, CHECK_KEYS):
             keys = np.arange(first, min(first + CHECK_KEYS, self.traffic.keys))
-            wrong += int(judge.wrong(read(self.reader, keys), np.inf).sum())
+            wrong = np.append(wrong, keys[judge.wrong(read(self.reader, keys), np.inf)])
             progress(first + len(keys))
-        return wrong
+        until_s = time.monotonic() + patience_s
+        while len(wrong) and time.monotonic() < until_s:
+            time.sleep(0.2)
+            wrong = wrong[judge.wrong(read(self.reader, wrong), np.inf)]
+        return len(wrong)
 
     def metrics(self) -> dict[str, float]:
         """Return the worker's samples by name with labels."""
