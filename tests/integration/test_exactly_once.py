@@ -13,10 +13,10 @@ from collections import defaultdict
 import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from fault_proxy import KafkaFaultProxy
 from live import LiveWorker, make_project, payments
 
 from headrace.runtime import topics
+from headrace.runtime.dev.proxy import KafkaFaultProxy
 from headrace.streams.testing import Driver
 
 START_MS = 1_750_000_000_000
