@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from headrace.drift.causes import Suspect, moved, swapped_pairs, unit_factor
-from headrace.drift.findings import RANK, ColumnDrift, Comparison, Finding, Side
+from headrace.drift.findings import (
+    KS_ALARM,
+    PSI_ALARM,
+    RANK,
+    ColumnDrift,
+    Comparison,
+    Finding,
+    Side,
+)
 from headrace.drift.measures import (
     CHANCE,
     ks,
@@ -33,8 +41,8 @@ if TYPE_CHECKING:
 #: Fewer values than this on either side say nothing.
 ROWS_MIN: Final = 200
 #: From what size on a change matters: notice, alarm. PSI as banks use it; shares by Cohen's h.
-PSI_SIZES: Final = (0.1, 0.25)
-KS_SIZES: Final = (0.05, 0.1)
+PSI_SIZES: Final = (0.1, PSI_ALARM)
+KS_SIZES: Final = (0.05, KS_ALARM)
 SHARE_SIZES: Final = (0.1, 0.2)
 #: A column that stands still is worse than any but the largest move.
 _FROZEN_SIZE: Final = 25.0

@@ -26,6 +26,11 @@ LOOK_AT: Final[dict[Cause, str]] = {
 }
 
 
+#: From what size on a change is an alarm: PSI as banks use it.
+PSI_ALARM: Final = 0.25
+KS_ALARM: Final = 0.1
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One thing that changed, in one column.
@@ -106,6 +111,15 @@ class ColumnDrift:
     def severity(self) -> Severity:
         """The worst of its findings."""
         return worst(self.findings)
+
+    @property
+    def varies(self) -> bool:
+        """Whether it moved far, but no further than the days of the training set among themselves.
+
+        Then nothing can be told: a longer training period, or one without a trend, would.
+        """
+        far = self.psi > PSI_ALARM or self.ks > KS_ALARM
+        return self.compared and not self.findings and far
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,7 +129,7 @@ def print_report(report: DriftReport, console: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from headrace.cli.drift_page import LABELS
+    from headrace.cli.drift_page import LABELS, VARIES
     from headrace.drift.findings import RANK
 
     comparison = report.comparison
@@ -150,6 +150,7 @@ def print_report(report: DriftReport, console: Any) -> None:
     for column in ranked:
         style = _STYLES[column.severity]
         state = LABELS[column.severity] if column.compared or column.findings else "too few rows"
+        state = VARIES if column.varies else state
         table.add_row(
             escape(column.name),
             f"[{style}]{state}[/{style}]",
@@ -163,6 +164,9 @@ def print_report(report: DriftReport, console: Any) -> None:
     for one in report.findings:
         style, what = _STYLES[one.severity], f"{one.cause}: {one.text}"
         console.print(f"[{style}]{escape(one.column)}[/{style}]  {escape(what)}", soft_wrap=True)
+    if any(column.varies for column in ranked):
+        text = "moved, but no further than the days of the training set among themselves"
+        console.print(f"note: {VARIES}: {text}; train on more days to tell", soft_wrap=True)
     for note in report.notes:
         console.print(f"note: {note}", soft_wrap=True, markup=False)
     if report.findings:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from headrace.drift.findings import ColumnDrift, Finding, Severity
     from headrace.training.watch import DriftReport
 
+VARIES: Final = "Varies by day"
 LABELS: Final[dict[Severity, str]] = {"alarm": "Alarm", "notice": "Notice", "none": "As trained"}
 _ICONS: Final[dict[Severity, str]] = {
     "alarm": '<path d="M12 2 1 21h22L12 2zm0 6v7m0 3v.5"/>',
@@ -141,7 +142,7 @@ def _finding(finding: Finding) -> str:
 
 def _card(column: ColumnDrift) -> str:
     name = _anchor(column.name)
-    state = "" if column.compared else "too few rows"
+    state = VARIES if column.varies else "" if column.compared else "too few rows"
     said = "".join(f'<p class="say">{escape(one.text)}</p>' for one in column.findings)
     figures = [
         ("PSI", f"{column.psi:.3f}"),

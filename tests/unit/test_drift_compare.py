@@ -263,6 +263,19 @@ def test_whole_weeks_that_differ_are_drift_where_training_had_whole_weeks():
     }
 
 
+def test_a_move_no_larger_than_the_days_of_training_differ_is_told_as_that(profile, ordinary):
+    # A column that grew all through the training: whatever comes next lies outside of it.
+    random = np.random.default_rng(9)
+    day = np.arange(14_000) // 1_000
+    grown = (day + random.normal(0, 0.3, 14_000))[:, None]
+    of_growth = make_profile(("filling",), grown, day * DAY_MS, random.beta(1, 30, 14_000))
+
+    (column,) = compared(of_growth, random.normal(14, 0.3, (3_000, 1)), days=3).columns
+    assert column.findings == ()
+    assert column.varies
+    assert not any(one.varies for one in compared(profile, ordinary).columns)
+
+
 def test_psi_is_the_sum_by_hand():
     before, now = np.array([500, 300, 200]), np.array([250, 300, 450])
     p, q = (before + 0.5) / 1001.5, (now + 0.5) / 1001.5
