@@ -6,7 +6,6 @@ open can go on reading it for ``KEEP_HOURS``: files are deleted so long after th
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -144,14 +143,3 @@ def maintain(
     wiped = wipe_old_files(delta) if wipe else 0
     sizes = file_sizes(delta)
     return Maintained(name, before, len(sizes), sum(sizes), deleted, wiped)
-
-
-def checkpoint(delta: Any) -> None:
-    """Sum up the table's log in one file, so that opening it stays quick; the log says nothing new.
-
-    Delta does it by itself every so many commits; at a stop it is done once more.
-    """
-    from deltalake.exceptions import DeltaError
-
-    with contextlib.suppress(DeltaError, OSError):
-        delta.create_checkpoint()
