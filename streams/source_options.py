@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # How long the broker may hold back an answer of few bytes. A hand-over costs half a millisecond
 # for each partition however few its rows are, and requests to the broker: company is cheaper.
 FETCH_WAIT_MS = 4
+# Of the time after which the group takes a worker that does not poll for dead, so much may a revoke
+# take: who waits for the partitions waits no longer, and the rest is there for what went before.
+REVOKE_SHARE = 0.2
+POLL_INTERVAL_MS = 300_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,3 +98,9 @@ def consumer_properties(options: SourceOptions) -> dict[str, Any]:
         "auto.offset.reset": "error",
         "enable.partition.eof": True,
     }
+
+
+def revoke_budget_s(options: SourceOptions) -> float:
+    """Return how long a revoke may drain and commit, seconds."""
+    interval_ms = options.consumer.get("max.poll.interval.ms", POLL_INTERVAL_MS)
+    return REVOKE_SHARE * float(interval_ms) / 1000
