@@ -19,7 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
-from headrace.streams.batch import EventBatch, Forget, Look
+from headrace.streams.batch import EventBatch, Forget, Keep, Look
 from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, producer_properties
 from headrace.streams.errors import DeliveryError, FencedError, PositionError, UndoneError
 from headrace.streams.intake import BatchSizer, Row, backlog_batch, batches, end_batch, group
@@ -324,7 +324,7 @@ class Source:
                 if isinstance(batch, EventBatch):
                     self._guarantee.send(outputs)
                     self._sent(owned, batch, outputs)
-                if self._online is not None:
+                if self._online is not None and not isinstance(batch, Keep):
                     self._online.settled(batch, outputs)
                 if isinstance(batch, Forget):
                     self._forgotten(batch, outputs)

@@ -11,18 +11,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from headrace.streams.batch import EventBatch, Forget, Look, Outputs, Processor, Viewer
+from headrace.streams.batch import EventBatch, Forget, Keep, Look, Outputs, Processor, Viewer
 from headrace.streams.routes import emits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable
 
     from headrace.streams.batch import Forgetter, Undoable
+    from headrace.streams.keeping import Restorable
 
 
 @dataclass(slots=True)
 class Ticket:
-    """Batches with forgets between them, or a look, for one kind of processor.
+    """Batches with forgets between them, a look or a keep, for one kind of processor.
 
     ``future`` yields the outputs in their order.
     ``done`` collects the outputs, so that work that was interrupted goes on where it stopped.
@@ -30,7 +31,7 @@ class Ticket:
     """
 
     kind: str
-    batches: list[EventBatch | Look | Forget]
+    batches: list[EventBatch | Look | Forget | Keep]
     future: Future[list[Outputs]] = field(default_factory=Future)
     done: list[Outputs] = field(default_factory=list)
     submitted_s: float = 0.0
@@ -114,7 +115,7 @@ class ProcessorTable:
     def _undoable(self, place: tuple[str, int]) -> Undoable:
         return cast("Undoable", self._owners[place][1])
 
-    def find(self, batch: EventBatch | Look | Forget) -> Processor | None:
+    def find(self, batch: EventBatch | Look | Forget | Keep) -> Processor | None:
         """Return the processor of the batch's partition and epoch, or None if it is gone."""
         epoch, processor = self._owners.get((batch.topic, batch.partition), (-1, None))
         return processor if epoch == batch.epoch else None
@@ -129,6 +130,8 @@ def process(table: ProcessorTable, ticket: Ticket) -> None:
             outputs = Outputs()
         elif isinstance(batch, Look):
             outputs = cast("Viewer", processor).look(batch)
+        elif isinstance(batch, Keep):
+            outputs = cast("Restorable", processor).keep(batch)
         elif isinstance(batch, Forget):
             table.entered(batch, processor)
             outputs = cast("Forgetter", processor).forget(batch)
