@@ -9,18 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from headrace.runtime.logging import get_logger
 from headrace.streams.batch import Forget, Keep
 from headrace.streams.checkpoint_files import Place
 from headrace.streams.checkpoint_writer import Capture
+from headrace.streams.restore import restore
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from headrace.runtime.clock import Clock
-    from headrace.streams.batch import EventBatch, Look, Outputs
+    from headrace.streams.batch import EventBatch, Look, Outputs, Processor
     from headrace.streams.checkpoint_files import DataFile, Manifest
-    from headrace.streams.checkpoint_writer import CheckpointWriter
+    from headrace.streams.checkpoint_writer import CheckpointWatcher, CheckpointWriter
     from headrace.streams.positions import OwnedPartition
+
+log = get_logger(__name__)
 
 #: A chain of so many segments is begun anew, and one whose segments are half as large as its base.
 SEGMENTS_MAX = 12
@@ -49,17 +54,27 @@ class CheckpointFeed:
     """Says which slices to take, and hands them to the writer."""
 
     def __init__(
-        self, group: str, plan: str, writer: CheckpointWriter, clock: Clock, interval_ms: int
+        self,
+        root: Path,
+        group: str,
+        plan: str,
+        writer: CheckpointWriter,
+        clock: Clock,
+        interval_ms: int,
+        watcher: CheckpointWatcher,
     ) -> None:
-        """Keep each partition of ``group`` about every ``interval_ms``.
+        """Keep each partition of ``group`` about every ``interval_ms``, below ``root``.
 
         ``plan`` is the plan's fingerprint.
         """
+        self._root = root
         self._group = group
         self._plan = plan
         self._writer = writer
         self._clock = clock
         self._interval_ms = interval_ms
+        self._watcher = watcher
+        self._restored: dict[tuple[str, int], Manifest] = {}
         self._kept: dict[tuple[str, int], _Kept] = {}
         self._number = 0
 
@@ -67,16 +82,37 @@ class CheckpointFeed:
         """Return where a partition's checkpoints lie."""
         return Place(self._group, self._plan, owned.topic, owned.topic_id, owned.partition)
 
-    def assigned(
-        self,
-        partitions: Iterable[OwnedPartition],
-        restored: Mapping[tuple[str, int], Manifest],
-    ) -> None:
+    def start(self, owned: OwnedPartition, make: Callable[[], Processor]) -> Processor:
+        """Return the partition's processor, and let it go on from where that stands.
+
+        What is committed of the partition and no checkpoint holds is replayed.
+        """
+        started_ms = self._clock.monotonic_ms()
+        low, committed = owned.next_offset, owned.committed_offset
+        restored = restore(self._root, self.place(owned), low, committed, make)
+        if restored.manifest is not None:
+            manifest = restored.manifest
+            owned.next_offset = owned.done_offset = restored.offset
+            owned.checkpoint = str(restored.offset)
+            self._restored[owned.topic, owned.partition] = manifest
+            seconds = (self._clock.monotonic_ms() - started_ms) / 1000
+            self._watcher.checkpoint_restored(manifest, seconds)
+            log.info(
+                "checkpoint_restored",
+                place=f"{owned.topic}[{owned.partition}]",
+                offset=restored.offset,
+                keys=manifest.key_count,
+                seconds=round(seconds, 3),
+                rows_to_replay=committed - restored.offset,
+            )
+        return restored.processor
+
+    def assigned(self, partitions: Iterable[OwnedPartition]) -> None:
         """Keep newly assigned partitions, one after the other; go on where they were restored."""
         found = list(partitions)
         now_ms = self._clock.monotonic_ms()
         for number, owned in enumerate(found, start=1):
-            manifest = restored.get((owned.topic, owned.partition))
+            manifest = self._restored.pop((owned.topic, owned.partition), None)
             self._kept[owned.topic, owned.partition] = _Kept(
                 owned,
                 self.place(owned),
@@ -91,11 +127,6 @@ class CheckpointFeed:
             kept = self._kept.pop(key, None)
             if kept is not None and kept.capture is not None and not kept.posted:
                 self._writer.discard(kept.capture)
-
-    def newest(self, topic: str, partition: int) -> str:
-        """Return what a commit says of the partition's newest checkpoint; empty without one."""
-        kept = self._kept.get((topic, partition))
-        return "" if kept is None or not kept.chain else str(kept.offset)
 
     def keeps(self) -> list[Keep]:
         """Return the slices to take now: of one capture at a time, and one of it."""
@@ -158,7 +189,7 @@ class CheckpointFeed:
             () if whole else kept.chain,
             alone=kept.erased,
         )
-        kept.ended = kept.posted = False
+        kept.ended = kept.posted = kept.erased = False
         keep = self._ask(kept, opens=True)
         kept.lost = False
         return keep
@@ -193,15 +224,21 @@ class CheckpointFeed:
             return
         if capture.manifest is not None:
             kept.chain, kept.offset = capture.manifest.chain, capture.offset
-            kept.erased = kept.erased and not capture.alone
+            kept.owned.checkpoint = str(capture.offset)
             kept.capture = None
         elif capture.failed:
-            kept.capture, kept.lost, kept.asked = None, True, False
+            self._lose(kept, capture)
 
     def _drop(self, kept: _Kept) -> None:
-        if kept.capture is not None and not kept.posted:
-            self._writer.discard(kept.capture)
-            kept.capture, kept.lost, kept.asked = None, True, False
+        capture = kept.capture
+        if capture is not None and not kept.posted:
+            self._writer.discard(capture)
+            self._lose(kept, capture)
+
+    def _lose(self, kept: _Kept, capture: Capture) -> None:
+        """Let the next capture make up for one that came to nothing."""
+        kept.capture, kept.lost, kept.asked = None, True, False
+        kept.erased |= capture.alone
 
     @staticmethod
     def _is_long(chain: tuple[DataFile, ...]) -> bool:

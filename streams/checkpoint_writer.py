@@ -32,6 +32,10 @@ class CheckpointWatcher(Protocol):
         """Take note of one that can be restored."""
         ...
 
+    def checkpoint_restored(self, manifest: Manifest, seconds: float) -> None:
+        """Take note of one that a partition began with; by the source's thread."""
+        ...
+
     def checkpoint_failed(self) -> None:
         """Take note of one that could not be written."""
         ...

@@ -25,7 +25,7 @@ from headrace.streams.erasures import (
 from headrace.streams.errors import ErasureError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from headrace.features.plan import PipelinePlan, StagePlan
     from headrace.streams.batch import EventBatch, Forget
@@ -181,6 +181,12 @@ class ErasureFeed:
                 position = self._log.book.positions.get(self._place(kept, request))
                 if position is not None:
                     self._wait(kept, request, position)
+
+    def restored(self, key: tuple[str, int], requests: Collection[str]) -> None:
+        """Let what a restored partition has forgotten already not be forgotten again."""
+        kept = self._kept.get(key)
+        if kept is not None and requests:
+            kept.waiting = [one for one in kept.waiting if one.request not in requests]
 
     def released(self, keys: Iterable[tuple[str, int]]) -> None:
         """Let partitions go."""

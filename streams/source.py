@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import TYPE_CHECKING, cast
 
@@ -24,15 +23,16 @@ from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, pro
 from headrace.streams.errors import DeliveryError, FencedError, PositionError, UndoneError
 from headrace.streams.intake import BatchSizer, Row, backlog_batch, batches, end_batch, group
 from headrace.streams.pace import CommitPace
-from headrace.streams.positions import OwnedPartition, claim, own
+from headrace.streams.positions import OwnedPartition, claim, own, refuse_lost_history
 from headrace.streams.source_options import SourceOptions, SourceWatcher, consumer_properties
 from headrace.streams.tickets import ProcessorTable, Ticket
 from headrace.streams.transaction import ExactlyOnce
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from headrace.streams.batch import Outputs, Processor
+    from headrace.streams.checkpoint_feed import CheckpointFeed
     from headrace.streams.commit import Position
     from headrace.streams.erasure_feed import ErasureFeed
     from headrace.streams.online_feed import OnlineFeed
@@ -73,6 +73,7 @@ class Source:
         watcher: SourceWatcher,
         online: OnlineFeed | None = None,
         erasures: ErasureFeed | None = None,
+        checkpoints: CheckpointFeed | None = None,
     ) -> None:
         self._options = options
         self._table = table
@@ -81,6 +82,7 @@ class Source:
         self._watcher = watcher
         self._online = online
         self._erasures = erasures
+        self._checkpoints = checkpoints
         self._owned: dict[tuple[str, int], OwnedPartition] = {}
         self._tickets: deque[Ticket] = deque()
         self._looks: deque[Look] = deque()
@@ -172,6 +174,9 @@ class Source:
         if self._erasures is not None:
             for forget in self._erasures.due():
                 self._send_off(self._options.routes[forget.topic].kind, [forget])
+        if self._checkpoints is not None and len(self._tickets) < TICKETS_MAX:
+            for keep in self._checkpoints.keeps():
+                self._send_off(self._options.routes[keep.topic].kind, [keep])
         if not self._tickets:
             self._poll(0.0 if self._stash else self._idle_s())
         if self._stash or len(self._tickets) < TICKETS_MAX:
@@ -240,7 +245,7 @@ class Source:
         for kind, members in itertools.groupby(made, lambda batch: routes[batch.topic].kind):
             self._send_off(kind, list(members))
 
-    def _send_off(self, kind: str, batches: Sequence[EventBatch | Look | Forget]) -> None:
+    def _send_off(self, kind: str, batches: Sequence[EventBatch | Look | Forget | Keep]) -> None:
         ticket = Ticket(kind, list(batches), submitted_s=time.monotonic())
         self._tickets.append(ticket)
         self._submit(ticket)
@@ -319,12 +324,15 @@ class Source:
                 owned = self._owned.get((batch.topic, batch.partition))
                 if owned is None or owned.epoch != batch.epoch:
                     continue
-                if self._doomed and self._table.is_open(batch.topic, batch.partition):
+                undone = self._doomed and self._table.is_open(batch.topic, batch.partition)
+                if self._checkpoints is not None and (isinstance(batch, Keep) or not undone):
+                    self._checkpoints.settled(batch, outputs)
+                if undone or isinstance(batch, Keep):
                     continue
                 if isinstance(batch, EventBatch):
                     self._guarantee.send(outputs)
                     self._sent(owned, batch, outputs)
-                if self._online is not None and not isinstance(batch, Keep):
+                if self._online is not None:
                     self._online.settled(batch, outputs)
                 if isinstance(batch, Forget):
                     self._forgotten(batch, outputs)
@@ -393,6 +401,8 @@ class Source:
             self._online.committed()
         if self._erasures is not None:
             self._erasures.committed()
+        if self._checkpoints is not None:
+            self._checkpoints.committed()
 
     def _commit_transaction(self) -> None:
         """Drain what is under way, so that the state is what is committed, and commit it."""
@@ -443,6 +453,8 @@ class Source:
             self._online.aborted()
         if self._erasures is not None:
             self._erasures.aborted(starts)
+        if self._checkpoints is not None:
+            self._checkpoints.aborted()
         log.warning("transaction_undone", partitions=len(starts))
         undone = [self._owned[place] for place in starts]
         self._submit_all([backlog_batch(one) for one in undone if one.high_offset > one.emit_from])
@@ -485,19 +497,12 @@ class Source:
             self._epoch += 1
             if partitions:
                 self._guarantee.take_over(consumer, partitions)
-            started = (
-                own(
-                    consumer,
-                    partitions,
-                    self._options.topic_ids,
-                    self._epoch,
-                    self._options.mismatch,
-                )
-                if partitions
-                else []
-            )
+            ids, mismatch = self._options.topic_ids, self._options.mismatch
+            started = own(consumer, partitions, ids, self._epoch, mismatch) if partitions else []
+            erased: dict[tuple[str, int], Collection[str]] = {}
             for owned in started:
-                processor = self._build(owned.topic, owned.partition)
+                processor = self._start(owned)
+                erased[owned.topic, owned.partition] = getattr(processor, "erased", ())
                 at = owned.next_offset
                 self._table.assign(owned.topic, owned.partition, owned.epoch, processor, at)
                 self._owned[owned.topic, owned.partition] = owned
@@ -505,6 +510,10 @@ class Source:
                 claim(consumer, started, self._options.worker)
             if self._erasures is not None:
                 self._erasures.assigned(started)
+                for place, requests in erased.items():
+                    self._erasures.restored(place, requests)
+            if self._checkpoints is not None:
+                self._checkpoints.assigned(started)
             consumer.incremental_assign(
                 [TopicPartition(o.topic, o.partition, o.next_offset) for o in started]
             )
@@ -523,6 +532,16 @@ class Source:
         # Who owned them before may have told the next stage that they were at their end.
         self._submit_all([backlog_batch(one) for one in started if one.high_offset > one.emit_from])
         self._report_replay()
+
+    def _start(self, owned: OwnedPartition) -> Processor:
+        """Return a partition's processor, from its newest checkpoint if it has one."""
+
+        def make() -> Processor:
+            return self._build(owned.topic, owned.partition)
+
+        processor = make() if self._checkpoints is None else self._checkpoints.start(owned, make)
+        refuse_lost_history(owned, self._options.mismatch)
+        return processor
 
     def _on_revoke(self, _consumer: Consumer, partitions: list[TopicPartition]) -> None:
         """Drain, commit, release: who gets the partitions next starts where we ended."""
@@ -552,13 +571,16 @@ class Source:
             self._doom(reason)
 
     def _release(self, partitions: list[TopicPartition], *, flush: bool) -> None:
+        places = [(one.topic, one.partition) for one in partitions]
         if self._online is not None:
-            self._online.released([(one.topic, one.partition) for one in partitions], flush=flush)
+            self._online.released(places, flush=flush)
         if self._erasures is not None:
-            self._erasures.released([(one.topic, one.partition) for one in partitions])
-        for partition in partitions:
-            self._owned.pop((partition.topic, partition.partition), None)
-            self._table.drop(partition.topic, partition.partition)
+            self._erasures.released(places)
+        if self._checkpoints is not None:
+            self._checkpoints.released(places)
+        for place in places:
+            self._owned.pop(place, None)
+            self._table.drop(*place)
         log.info("partitions_released", count=len(partitions))
         self._watcher.assigned(list(self._owned.values()))
 
