@@ -55,7 +55,8 @@ def test_a_history_that_is_gone_is_not_passed_over_in_silence(project):
         assert worker.terminate() == 0, worker.output()
     topic = project.topic("payments")
     cut = [TopicPartition(topic, p, 5) for p in range(project.partitions)]
-    for future in admin(project.environment.client).delete_records(cut).values():
+    client = admin(project.environment.client)
+    for future in client.delete_records(cut).values():
         future.result(30)
     shutil.rmtree(project.folder / ".headrace" / "checkpoints", ignore_errors=True)
 
