@@ -16,6 +16,7 @@ from headrace.features.columns import value_matrix
 from headrace.features.state import EntityState
 from headrace.runtime.errors import explain
 from headrace.streams.batch import Outputs
+from headrace.streams.duplicates import duplicate_sieves
 from headrace.streams.erasures import ErasedRows
 from headrace.streams.errors import LaneError
 from headrace.streams.exits import Onward, exit_of
@@ -64,6 +65,7 @@ class RekeyedStageProcessor:
         assert not stage.direct, stage.entity
         self._hops = [hop_to(plan, stage_index, index) for index in range(len(stage.inputs))]
         self._lanes = lane_table(plan, stage_index, context)
+        self._duplicates = duplicate_sieves(plan, stage_index, context)
         self._state = EntityState(stage)
         self._exit = exit_of(plan, stage_index, partition, context)
         self._erased = ErasedRows()
@@ -74,6 +76,7 @@ class RekeyedStageProcessor:
             self._state,
             self._exit,
             self._erased,
+            *self._duplicates.values(),
             *taps,
         )
         self._scored_inputs = np.array([stage_input.scored for stage_input in stage.inputs])
@@ -102,7 +105,7 @@ class RekeyedStageProcessor:
         steps = []
         was_at_end, opened = self._lanes.all_at_end, False
         for index, offset in enumerate(batch.offsets.tolist()):
-            opened |= self._take_in(batch, index)
+            opened |= self._take_in(batch, index, outputs)
             runs = self._lanes.release()
             if runs:
                 steps.append(_Step(runs, offset >= batch.emit_from))
@@ -124,7 +127,7 @@ class RekeyedStageProcessor:
         assert self._tap is not None, self._stage.entity
         return self._tap.look(look)
 
-    def _take_in(self, batch: EventBatch, index: int) -> bool:
+    def _take_in(self, batch: EventBatch, index: int, outputs: Outputs) -> bool:
         """Take a message in; return whether all it says is that its lane is not at its end."""
         where = f"{batch.topic}-{batch.partition} offset {int(batch.offsets[index])}"
         note = LaneNote.from_headers(batch.headers[index], where)
@@ -138,7 +141,10 @@ class RekeyedStageProcessor:
         high_water = self._lanes.high_water(lane)
         value = batch.values[index]
         fresh = self._lanes.accept(note)
+        sieve = self._duplicates.get(lane.input)
         if not value:
+            if sieve is not None:
+                sieve.memory.advance(self._lanes.input_time_ms(lane.input))
             return not note.at_end
         if not fresh:
             return False
@@ -147,6 +153,10 @@ class RekeyedStageProcessor:
         position = hop.positions(packed)
         if position[0] <= high_water:
             packed = packed.slice(int(np.searchsorted(position, high_water, side="right")))
+        if sieve is not None:
+            emits = int(batch.offsets[index]) >= batch.emit_from
+            packed = sieve.sift_packed(packed, lane.partition, emits=emits, outputs=outputs)
+            sieve.memory.advance(self._lanes.input_time_ms(lane.input))
         self._lanes.hold(lane, packed, hop.event_time_ms(packed))
         return False
 
