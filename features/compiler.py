@@ -360,7 +360,7 @@ def _fingerprint(
         "alignment_ms": pipeline.alignment_ms,
         "sources": [
             {
-                **_without(source, "topic", "schema", "columns", "partitioner", *_ids_left_out(source)),
+                **_without(source, *_left_out(source)),
                 "columns": resolver.declarations(source),
             }
             for source in sorted(sources, key=lambda s: s.name)
@@ -373,9 +373,10 @@ def _fingerprint(
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
 
 
-def _ids_left_out(source: SourcePlan) -> tuple[str, ...]:
-    """Return what does not matter where nobody looks at ids."""
-    return () if source.dedupe_ms else ("event_id", "dedupe_ms")
+def _left_out(source: SourcePlan) -> tuple[str, ...]:
+    """Return what of a source cannot change a value: ids only where nobody looks at them."""
+    always = ("topic", "schema", "columns", "partitioner")
+    return always if source.dedupe_ms else (*always, "event_id", "dedupe_ms")
 
 
 def _without(value: SourcePlan | StagePlan, *names: str) -> dict[str, object]:

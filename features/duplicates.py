@@ -230,9 +230,8 @@ class IdMemory:
         hashes, payloads = np.asarray(dumped["hashes"]), np.asarray(dumped["payloads"])
         ids = RowIds(hashes, np.ones(len(hashes), bool), payloads)
         start = 0
-        for number, count in zip(
-            np.asarray(dumped["blocks"]).tolist(), np.asarray(dumped["counts"]).tolist(), strict=True
-        ):
+        numbers, counts = (np.asarray(dumped[name]).tolist() for name in ("blocks", "counts"))
+        for number, count in zip(numbers, counts, strict=True):
             self._insert(number, ids, np.arange(start, start + count))
             start += count
 

@@ -38,8 +38,8 @@ class Source:
         event_time: The column that says when it happened: an Avro timestamp, or a long of ms.
         known_at: The column that says when it could first be used; default: the event time.
         event_id: The column that identifies the event to consumers.
-        dedupe: For how long of event time an event id is remembered, so that what is sent twice counts
-            once; None: not at all. Costs some 22 bytes an id; see docs/duplicates.md.
+        dedupe: For how long of event time an event id is remembered, so that what is sent twice
+            counts once; None: not at all. Costs some 22 bytes an id; see docs/duplicates.md.
         schema: Path from the project's folder to the ``.avsc`` file, or the schema itself.
         topic: The topic's name, where it is not the source's.
         partitioner: How producers choose partitions by key: ``murmur2`` (Java), ``crc32``

@@ -129,9 +129,10 @@ class Outputs:
     the slot of a key that was forgotten, if there was one.
 
     ``rejected`` counts rows by DLQ reason; ``duplicates`` by source those whose id had come before;
-    ``out_of_window`` those that count although it had, or could not be looked up. ``scored_arrival_time_ms`` holds the broker's timestamps
-    of the scored events (for the end-to-end latency), None when nothing was scored.
-    ``stage_seconds`` is what the processor took; its caller sets it, since it reads no clock.
+    ``out_of_window`` those that count although it had, or could not be looked up.
+    ``scored_arrival_time_ms`` holds the broker's timestamps of the scored events (for the
+    end-to-end latency), None when nothing was scored. ``stage_seconds`` is what the processor took;
+    its caller sets it, since it reads no clock.
     """
 
     bulk: list[BulkOutput] = field(default_factory=list)

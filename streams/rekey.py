@@ -122,14 +122,18 @@ class Hop:
     def receiver_of(self, rows: StreamRows) -> np.ndarray:
         """Return int32[n]: the partition of ``topic`` that owns each row's key.
 
-        A row without a key belongs to nobody's state; it goes where its offset says.
+        A row without a key belongs to nobody's state; it goes where its offset says, or its id, so
+        that one sent twice comes to the same place.
         """
         keys = rows.events.columns[self.key]
         if keys.type != self.key_type:
             keys = keys.cast(self.key_type)
         receivers: np.ndarray = partition_of(hash_keys(keys), self.receivers)
         if keys.null_count:
-            spread = partition_of(hash_keys(pa.array(rows.offset)), self.receivers)
+            hashes = hash_keys(pa.array(rows.offset))
+            if rows.originals is not None:
+                hashes = np.where(rows.originals.ids.known, rows.originals.ids.hashes, hashes)
+            spread = partition_of(hashes, self.receivers)
             receivers = np.where(keys.is_null().to_numpy(zero_copy_only=False), spread, receivers)
         return receivers
 
