@@ -126,9 +126,9 @@ def _repeated(
 def _by_arrival(rows: _Rows) -> Integers:
     """Return the order in which the broker got rows; in a partition it is that of the offsets."""
     log = partition_of(rows.position)
-    starts = np.flatnonzero(np.diff(log, prepend=log[:1] - 1))
+    starts = np.flatnonzero(np.diff(log, prepend=-1))
     arrival = rows.arrival_ms.copy()
-    for start, stop in zip(starts, [*starts[1:], len(log)], strict=True):
+    for start, stop in zip(starts, [*starts[1:], len(log)], strict=False):
         arrival[start:stop] = np.maximum.accumulate(arrival[start:stop])
     order: Integers = np.argsort(arrival, kind="stable")
     return order

@@ -8,7 +8,7 @@ import random
 
 import pyarrow as pa
 import pytest
-from lake_files import lake_project, write_lake
+from lake_files import lake_project, write_lake, write_rows
 from stream_cases import (
     DAY_MS,
     HOUR_MS,
@@ -22,6 +22,7 @@ from stream_cases import (
 
 import headrace as hr
 from headrace.lake.log_order import replay_direct
+from headrace.lake.repeats import find_repeats
 from headrace.lake.stored import open_stored
 from headrace.lake.tables import Lake
 from headrace.streams.testing import Driver
@@ -166,3 +167,33 @@ def test_files_with_copies_that_come_days_late_and_conflicts_count_the_first():
     assert answer.to_pylist()[32]["customer__count_1d"] == 1
     rejected = json.loads(answer.schema.metadata[b"headrace.rejected"])
     assert rejected == {"payments.duplicate": 1, "payments.id_conflict": 1}
+
+
+@pytest.mark.parametrize("rows_in_memory", [4_000_000, 1])
+def test_of_copies_in_two_partitions_of_the_lake_the_one_that_came_first_counts(
+    tmp_path, rows_in_memory
+):
+    plan = one_stage(dedupe="1d", partitioner=None)
+    payment = make_payments(1, seed=4)[0]
+    names = plan.sources[0].columns
+    rows = pa.Table.from_pylist([{c.name: payment[c.name] for c in names}] * 3)
+    time = rows.schema.names.index("event_time")
+    stamp = rows["event_time"].cast(pa.timestamp("ms", "UTC"))
+    # The broker's times of partition 1 go back: there the offsets say what came first.
+    arrival_ms = [payment["event_time"] + after for after in (900, 500, 100)]
+    write_rows(
+        tmp_path,
+        "payments",
+        rows.set_column(time, "event_time", stamp),
+        topic_id="id-of-payments",
+        partition=[0, 1, 1],
+        offset=[0, 0, 1],
+        arrival_ms=arrival_ms,
+        files=1,
+    )
+    reader = open_stored(Lake(tmp_path).table("payments"), "payments", "event_time")
+
+    found = find_repeats(plan.sources[0], reader, scored=True, rows_in_memory=rows_in_memory)
+
+    assert found.position.tolist() == [0, (1 << 46) + 1]
+    assert found.reasons == {"duplicate": 2}
