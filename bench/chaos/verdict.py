@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from bench.chaos.reader import OUTPUTS, Reader, Seen, read_at_end
+from bench.measure import read_topic
 from bench.outputs import OutputDecoder
-from headrace.streams.testing import Driver
+from headrace.streams.testing import Driver, Message
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
     from bench.live import LiveProject
 
@@ -36,9 +37,9 @@ class Verdict:
     wrong: int
 
     @property
-    def exact(self) -> bool:
-        """Whether they do not differ."""
-        return not (self.lost or self.duplicated or self.reordered or self.wrong)
+    def differ(self) -> int:
+        """In how many ways they differ."""
+        return self.lost + self.duplicated + self.reordered + self.wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +55,12 @@ class Outputs:
     keys: list[Hashable]
 
     @classmethod
-    def of(cls, batch: pa.RecordBatch | pa.Table, key: str) -> Outputs:
-        """Take the columns apart."""
-        names = [name for name in batch.schema.names if name not in {*NOT_COMPARED, "event_id"}]
+    def of(
+        cls, batch: pa.RecordBatch | pa.Table, key: str, without: Collection[str] = ()
+    ) -> Outputs:
+        """Take the columns apart, leaving some out of the comparison."""
+        left_out = {*NOT_COMPARED, "event_id", *without}
+        names = [name for name in batch.schema.names if name not in left_out]
         columns = [_bits(batch.column(name)) for name in names]
         return cls(
             batch.column("event_id").to_pylist(),
@@ -84,36 +88,77 @@ def _bits(column: pa.Array | pa.ChunkedArray) -> list[Hashable]:
     return values
 
 
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """What should have come out, from runs in memory without broker or faults.
+
+    Attributes:
+        outputs: By topic, what the records that were sent come to.
+        log_decides: Columns that are not compared with those: what a later stage computes depends
+            on the order in which several source partitions reached its log, which only the log
+            itself knows.
+        from_log: By topic, what the last stage makes of the log that it was given; None where the
+            records decide all.
+
+    """
+
+    outputs: Mapping[str, Outputs]
+    log_decides: frozenset[str]
+    from_log: Mapping[str, Outputs] | None
+
+
 def without_faults(
     project: LiveProject, sent: Iterable[tuple[int, Mapping[str, object]]]
-) -> Mapping[str, Outputs]:
-    """Return what a run in memory makes of (partition, record), in the order of sending."""
-    driver = Driver(project.plan, partitions=project.partitions, output_partitions=1)
+) -> Oracle:
+    """Return what should come of records (partition, record), given in the order of sending."""
+    plan = project.plan
+    driver = Driver(plan, partitions=project.partitions, output_partitions=1)
     records = list(sent)
     driver.send(
-        project.plan.source,
-        [record for _, record in records],
-        [partition for partition, _ in records],
+        plan.source, [record for _, record in records], [partition for partition, _ in records]
     )
     driver.run()
+    later = [stage for stage in plan.stages if not stage.direct]
+    decided = {feature.name for stage in later for feature in stage.features}
+    decided |= {f"{age.view}__age_ms" for stage in later for age in stage.ages}
+    if later:
+        decided |= {column.name for column in plan.vector if column.kind == "derived"}
+    log_decides = frozenset(decided)
+    from_log = _of_driver(project, _last_stage_over(project, later[-1].topic)) if later else None
+    return Oracle(_of_driver(project, driver, log_decides), log_decides, from_log)
+
+
+def _last_stage_over(project: LiveProject, topic: str) -> Driver:
+    """Run the last stage over what its committed log holds."""
+    driver = Driver(project.plan, partitions=project.partitions, output_partitions=1)
+    for place, owned in driver.owned.items():
+        owned.paused = place[0] != topic
+    counts = len([place for place in driver.owned if place[0] == topic])
+    for one in read_topic(project.bootstrap_servers, topic, counts):
+        message = Message(one.key(), one.value(), one.headers() or [], one.timestamp()[1])
+        driver.send_raw(topic, one.partition(), message)
+    driver.run()
+    return driver
+
+
+def _of_driver(
+    project: LiveProject, driver: Driver, without: Collection[str] = ()
+) -> Mapping[str, Outputs]:
     key = _key(project)
     return {
-        "predictions": Outputs.of(driver.predictions(), key),
-        "snapshots": Outputs.of(driver.snapshots(), key),
+        "predictions": Outputs.of(driver.predictions(), key, without),
+        "snapshots": Outputs.of(driver.snapshots(), key, without),
     }
 
 
 def judge(
-    project: LiveProject,
-    expected: Mapping[str, Outputs],
-    order: Mapping[str, int],
-    reader: Reader,
+    project: LiveProject, oracle: Oracle, order: Mapping[str, int], reader: Reader
 ) -> Verdict:
     """Compare what is committed with what is expected.
 
     Args:
         project: Whose outputs.
-        expected: By topic, as ``without_faults`` returns them.
+        oracle: What is expected.
         order: By event id, its place among the events of its key.
         reader: Who looked on; what it saw must be what there is.
 
@@ -122,16 +167,20 @@ def judge(
     key = _key(project)
     lost = duplicated = reordered = wrong = 0
     for name in OUTPUTS:
+        expected = oracle.outputs[name]
         there = read_at_end(project, name)
         wrong += _unlike(there, reader, name)
         if not there:
-            lost += len(expected[name].ids)
+            lost += len(expected.ids)
             continue
-        found = Outputs.of(decoder[name].decode([one.value for one in there]), key)
-        one = compare(expected[name], found)
+        batch = decoder[name].decode([one.value for one in there])
+        found = Outputs.of(batch, key, oracle.log_decides)
+        one = compare(expected, found)
         lost, duplicated, wrong = lost + one.lost, duplicated + one.duplicated, wrong + one.wrong
+        if oracle.from_log is not None:
+            wrong += compare(oracle.from_log[name], Outputs.of(batch, key)).differ
         reordered += inversions(found, [one.partition for one in there], order)
-    events = len(expected["predictions"].ids)
+    events = len(oracle.outputs["predictions"].ids)
     return Verdict(events, lost, duplicated, reordered, wrong)
 
 
@@ -150,7 +199,10 @@ def compare(expected: Outputs, found: Outputs) -> Verdict:
 
 
 def inversions(found: Outputs, partitions: Sequence[int], order: Mapping[str, int]) -> int:
-    """Return how many rows stand after a later one of their key, in a partition."""
+    """Return how many rows stand after a later one of their key, in a partition.
+
+    A partition of the outputs holds what a source partition led to; of several, no order is asked.
+    """
     last: dict[tuple[int, Hashable], int] = {}
     count = 0
     for event_id, key, partition in zip(found.ids, found.keys, partitions, strict=True):
