@@ -158,7 +158,7 @@ class Scene:
         self.proxy: KafkaFaultProxy | None = None
         if proxied:
             port = int(lab.endpoints.bootstrap_servers.rpartition(":")[2])
-            self.proxy = KafkaFaultProxy(port)
+            self.proxy = KafkaFaultProxy(port, lab.seed)
         self.reader = Reader(self.project)
 
     def __enter__(self) -> Self:
