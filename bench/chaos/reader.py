@@ -39,11 +39,12 @@ class Seen(NamedTuple):
 class Reader:
     """Reads committed outputs from the start, on a thread, and keeps all that it sees."""
 
-    def __init__(self, project: LiveProject) -> None:
+    def __init__(self, project: LiveProject, isolation: str = "read_committed") -> None:
         """Begin to read.
 
         Args:
             project: Whose outputs.
+            isolation: Or ``read_uncommitted``.
 
         """
         self._names = {project.topic(name): name for name in OUTPUTS}
@@ -57,7 +58,7 @@ class Reader:
                 "bootstrap.servers": project.bootstrap_servers,
                 "group.id": "chaos.reader",
                 "enable.auto.commit": False,
-                "isolation.level": "read_committed",
+                "isolation.level": isolation,
                 "fetch.wait.max.ms": 20,
                 "fetch.queue.backoff.ms": 5,
                 "reconnect.backoff.ms": 20,
@@ -109,6 +110,11 @@ class Reader:
         """Return the prediction seen first of those that the broker got after an instant."""
         found = (one for one in self.records("predictions") if one.appended_ms > epoch_ms)
         return min(found, key=lambda one: one.seen_s, default=None)
+
+    def rate(self, begin_s: float, end_s: float) -> float:
+        """Return how many predictions a second were seen between two instants."""
+        seen = sum(begin_s <= one.seen_s < end_s for one in self.records("predictions"))
+        return seen / (end_s - begin_s)
 
     def longest_gap_s(self, begin_s: float, end_s: float) -> float:
         """Return the longest time between two instants in which no prediction was seen."""

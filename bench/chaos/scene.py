@@ -238,6 +238,10 @@ class Scene:
         worker.wait_ready()
         return worker
 
+    def uncommitted_reader(self) -> Reader:
+        """Begin to read what was written, committed or not."""
+        return Reader(self.project, "read_uncommitted")
+
     # --- The end ------------------------------------------------------------------------------
 
     def drained(self, timeout_s: float = DRAIN_S) -> bool:

@@ -28,6 +28,8 @@ class FaultProxy:
         delay_s: Each piece of data is held back for so long, both ways.
         jitter_s: So much longer or shorter, evenly drawn; the order stays.
         stall_odds: How likely a piece takes ``STALL_S`` longer, as if it had to be sent again.
+        dead_before_s: Connections older than this (``time.monotonic()``) stay open, and nothing
+            that is sent over them arrives, for ever: the other machine is gone without a word.
         silent: Everything is taken and nothing forwarded; once it ends, what was taken is.
         refuses: All connections are cut at once.
         port: Where it listens.
@@ -40,6 +42,7 @@ class FaultProxy:
         self.delay_s = 0.0
         self.jitter_s = 0.0
         self.stall_odds = 0.0
+        self.dead_before_s = 0.0
         self.silent = False
         self.refuses = False
         self._ending = threading.Event()
@@ -80,12 +83,15 @@ class FaultProxy:
 
     def _pump(self, client: socket.socket, server: socket.socket) -> None:
         waiting: deque[tuple[float, socket.socket, bytes]] = deque()
+        born_s = time.monotonic()
         while not (self._ending.is_set() or self.refuses):
             readable, _, _ = select.select([client, server], [], [], TURN_S)
             for one in readable:
                 data = one.recv(CHUNK_BYTES)
                 if not data:
                     return
+                if born_s < self.dead_before_s:
+                    continue
                 other = server if one is client else client
                 waiting.append((time.monotonic() + self._delay_s(), other, data))
             while waiting and not self.silent and waiting[0][0] <= time.monotonic():
@@ -127,10 +133,10 @@ class KafkaFaultProxy(FaultProxy):
         moment: Literal["before", "after", "answered"],
         act: Callable[[], None],
     ) -> None:
-        """Act once, at the next request of a kind: before or after it goes to the broker.
+        """Act once, at the next request of a kind.
 
-        ``answered`` is when the broker has answered and the client does not know yet. The proxy's
-        connection stands still meanwhile.
+        ``before``: the broker will never get it. ``after``: it is on its way. ``answered``: the
+        broker has answered, and the client will never know. The connection stands still meanwhile.
         """
         self._strike = key, moment, act
 
@@ -144,12 +150,15 @@ class KafkaFaultProxy(FaultProxy):
         own, theirs = (b"127.0.0.1" + struct.pack(">i", p) for p in (self.port, self._target_port))
         pending = {client: b"", server: b""}
         waiting: deque[tuple[float, socket.socket, bytes]] = deque()
+        born_s = time.monotonic()
         while not (self._ending.is_set() or self.refuses):
             readable, _, _ = select.select([client, server], [], [], TURN_S)
             for one in readable:
                 data = one.recv(CHUNK_BYTES)
                 if not data:
                     return
+                if born_s < self.dead_before_s:
+                    continue
                 frames, pending[one] = self._frames(pending[one] + data)
                 for frame in frames:
                     due_s = time.monotonic() + self._delay_s()
@@ -171,8 +180,7 @@ class KafkaFaultProxy(FaultProxy):
         key = struct.unpack_from(">h", frame, 4)[0]
         if key == self.INIT_PRODUCER_ID:
             self.hold_requests = 0
-        self._act(key, "before")
-        if self._loses(key, "lose_requests"):
+        if self._act(key, "before") or self._loses(key, "lose_requests"):
             return
         if key == self.END_TXN and self.hold_requests:
             self.hold_requests -= 1
@@ -182,8 +190,7 @@ class KafkaFaultProxy(FaultProxy):
         self._act(key, "after")
 
     def _answer(self, key: int, frame: bytes, client: socket.socket) -> None:
-        self._act(key, "answered")
-        if self._loses(key, "lose_answers"):
+        if self._act(key, "answered") or self._loses(key, "lose_answers"):
             return
         client.sendall(frame)
         if key == self.ADD_PARTITIONS and self._held and not self.hold_requests:
@@ -204,11 +211,13 @@ class KafkaFaultProxy(FaultProxy):
         # Size, correlation id, throttle time, error code: as of versions 0 to 2, which clients use.
         return int(struct.unpack_from(">iiih", found[0])[3])
 
-    def _act(self, key: int, moment: str) -> None:
+    def _act(self, key: int, moment: str) -> bool:
         strike = self._strike
-        if strike is not None and strike[:2] == (key, moment):
-            strike[2]()
-            self._strike = None
+        if strike is None or strike[:2] != (key, moment):
+            return False
+        strike[2]()
+        self._strike = None
+        return True
 
     def _loses(self, key: int, what: str) -> bool:
         left = getattr(self, what)
