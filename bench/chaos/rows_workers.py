@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import time
 from typing import TYPE_CHECKING
 
 from bench.chaos.rows import Outcome, Row, Size
-from bench.chaos.scene import ONE_ENTITY, TWO_ENTITIES, Instant, Scene
+from bench.chaos.scene import ONE_ENTITY, TWO_ENTITIES, Instant, Scene, wait, wait_said
 from bench.measure import BenchError
 from headrace.runtime import topics
-from headrace.runtime.dev.proxy import KafkaFaultProxy
+from headrace.runtime.dev.proxy import KafkaFaultProxy, Moment
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ SESSION_TIMEOUT_S = 6.0
 STEADY_S, EVERY_S = 10.0, 5.0
 #: Before and after the offsets, before and after the commit, and when it is done but the worker
 #: does not know: then Redis does not know either.
-INSTANTS = (
+INSTANTS: tuple[tuple[int, Moment], ...] = (
     (KafkaFaultProxy.ADD_OFFSETS, "before"),
     (KafkaFaultProxy.COMMIT_OFFSETS, "after"),
     (KafkaFaultProxy.END_TXN, "before"),
@@ -61,7 +62,7 @@ def kill_one_after_the_other(lab: Lab, size: Size) -> Outcome:
                 _recovered(scene, killed, recovery_s)
                 feed = scene.feed(events // (kills + 1) - FEW, FED_S)
                 if number % 2:
-                    killed = _kill_at(scene, worker, *INSTANTS[number // 2 % len(INSTANTS)])
+                    killed = _kill_at(scene, worker, INSTANTS[number // 2 % len(INSTANTS)])
                 else:
                     killed = _kill_after(scene, worker, draw.uniform(0, FED_S))
                 feed.join()
@@ -79,23 +80,24 @@ def kill_one_after_the_other(lab: Lab, size: Size) -> Outcome:
 
 def _kill_after(scene: Scene, worker: LiveWorker, after_s: float) -> Instant:
     """Kill a worker so long after its next output was seen."""
-    seen = scene.reader.count()
-    if not scene.reader.wait(lambda: scene.reader.count() > seen, WAIT_S):
-        msg = f"a worker must commit something before it is killed; see {worker.log}"
-        raise BenchError(msg)
+    scene.one_more()
     time.sleep(after_s)
     worker.kill()
     return Instant.now()
 
 
-def _kill_at(scene: Scene, worker: LiveWorker, key: int, moment: str) -> Instant:
+def _kill_at(scene: Scene, worker: LiveWorker, instant: tuple[int, Moment]) -> Instant:
     """Kill a worker at its next request of a kind."""
+    return _strike(scene, worker, instant, worker.kill)
+
+
+def _strike(
+    scene: Scene, worker: LiveWorker, instant: tuple[int, Moment], act: Callable[[], None]
+) -> Instant:
     proxy = scene.proxy
     assert proxy is not None
-    proxy.strike(key, moment, worker.kill)  # type: ignore[arg-type]  # one of INSTANTS
-    if not scene.reader.wait(lambda: proxy.struck, WAIT_S):
-        msg = f"a worker must send request {key}; see {worker.log}"
-        raise BenchError(msg)
+    proxy.strike(*instant, act)
+    wait(lambda: proxy.struck, f"request {instant[0]} of {worker.log}")
     return Instant.now()
 
 
@@ -139,7 +141,7 @@ def time_to_recover(lab: Lab, size: Size) -> Outcome:
         worker = scene.started(ordinal=0)
         for number in range(size.runs):
             scene.send(size.events // (size.runs + 1))
-            _wait(lambda: scene.reader.distinct() >= scene.sent, "all outputs")
+            wait(lambda: scene.reader.distinct() >= scene.sent, "all outputs")
             worker.kill()
             killed = Instant.now()
             worker = scene.start(ordinal=0)
@@ -168,13 +170,13 @@ def _replaced(lab: Lab, size: Size, verdicts: list[Verdict]) -> tuple[float, flo
         goes.wait_ready()
         stays.wait_for("headrace_partitions", 2)
         goes.wait_for("headrace_partitions", 2)
-        _wait(lambda: stays.metrics()["headrace_partitions"] == 2, "two partitions each")
+        wait(lambda: stays.metrics()["headrace_partitions"] == 2, "two partitions each")
         # Enough for the wait until the group misses the one, and for what comes then.
         scene.feed(size.events, SESSION_TIMEOUT_S + 8)
         time.sleep(1.0)
         before = stays.output().count("partitions_assigned")
-        killed = _kill_at(scene, goes, KafkaFaultProxy.END_TXN, "before")
-        _wait(lambda: stays.output().count("partitions_assigned") > before, "taken over")
+        killed = _kill_at(scene, goes, (KafkaFaultProxy.END_TXN, "before"))
+        wait_said(stays, "partitions_assigned", before + 1)
         taken_s = time.monotonic()
         quiet = _quiet_partitions(scene, killed)
         first_s = [_first_s(scene, partition, killed) for partition in quiet]
@@ -205,14 +207,6 @@ def _first_s(scene: Scene, partition: int, since: Instant) -> float:
     return min(found())
 
 
-def _wait(reached: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not reached():
-        if time.monotonic() > deadline_s:
-            raise BenchError(f"not within {timeout_s:.0f} s: {what}")
-        time.sleep(0.02)
-
-
 def told_to_go(lab: Lab, size: Size) -> Outcome:
     """Row 4: SIGTERM while there is more to do than a worker can; then the next one goes on."""
     took_s: list[float] = []
@@ -221,9 +215,8 @@ def told_to_go(lab: Lab, size: Size) -> Outcome:
         step = size.events // (size.runs + 1)
         for number in range(size.runs):
             worker = scene.started()
-            before = scene.reader.count()
             scene.send(step)
-            scene.reader.wait(lambda before=before: scene.reader.count() > before, WAIT_S)
+            scene.one_more()
             begin_s = time.monotonic()
             codes.append(worker.terminate(WAIT_S))
             took_s.append(time.monotonic() - begin_s)
@@ -233,7 +226,7 @@ def told_to_go(lab: Lab, size: Size) -> Outcome:
         verdict = scene.verdict()
         again = _aborted(scene)
     met = set(codes) == {0} and max(took_s) <= 5 and again == 0
-    note = f"exit codes {sorted(set(codes))} after {max(took_s):.1f} s at most; {again} outputs aborted"
+    note = f"exit {sorted(set(codes))} after {max(took_s):.1f} s at most; {again} outputs aborted"
     return Outcome.of(size.runs, [verdict], None, met=met, note=note)
 
 
@@ -256,10 +249,8 @@ def frozen(lab: Lab, size: Size) -> Outcome:
             feed = scene.feed(size.events // size.runs, 2 * SESSION_TIMEOUT_S)
             proxy = scene.proxy
             assert proxy is not None
-            stop = asleep.process.send_signal
-            proxy.strike(proxy.END_TXN, "before", lambda stop=stop: stop(signal.SIGSTOP))
-            _wait(lambda proxy=proxy: proxy.struck, "a commit")
-            since = Instant.now()
+            stop = functools.partial(asleep.process.send_signal, signal.SIGSTOP)
+            since = _strike(scene, asleep, (proxy.END_TXN, "before"), stop)
             other = scene.start(ordinal=2 * number + 1, proxied=False)
             time.sleep(2 * SESSION_TIMEOUT_S)
             _recovered(scene, since, recovery_s)

@@ -19,7 +19,7 @@ from bench.measure import CLOCK, BenchError
 from headrace.runtime.dev.proxy import KafkaFaultProxy
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from bench.chaos.rows import Lab
     from bench.chaos.verdict import Verdict
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 START_MS = 1_750_000_000_000
 CUSTOMERS, SHOPS = 50, 20
 FEED_TICK_S = 0.01
-DRAIN_S, STOP_S = 120.0, 60.0
+DRAIN_S, STOP_S, WAIT_S = 120.0, 60.0, 60.0
 SHOP: dict[str, object] = {"name": "shop", "type": "long"}
 ONE_ENTITY = DEFINITIONS
 TWO_ENTITIES = """
@@ -242,6 +242,16 @@ class Scene:
         """Begin to read what was written, committed or not."""
         return Reader(self.project, "read_uncommitted")
 
+    def one_more(self, timeout_s: float = WAIT_S) -> None:
+        """Wait until one more output is seen.
+
+        Raises:
+            BenchError: If none comes.
+
+        """
+        seen = self.reader.count()
+        wait(lambda: self.reader.count() > seen, f"an output in {self.folder}", timeout_s)
+
     # --- The end ------------------------------------------------------------------------------
 
     def drained(self, timeout_s: float = DRAIN_S) -> bool:
@@ -364,3 +374,23 @@ class Feed:
     def _delivered(self, error: object, _message: object) -> None:
         if error is not None:
             self.error = f"the broker must take all events; {error}"
+
+
+def wait(reached: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> None:
+    """Wait until something is true.
+
+    Raises:
+        BenchError: If it does not become so.
+
+    """
+    deadline_s = time.monotonic() + timeout_s
+    while not reached():
+        if time.monotonic() > deadline_s:
+            msg = f"there must be {what} within {timeout_s:.0f} s"
+            raise BenchError(msg)
+        time.sleep(0.02)
+
+
+def wait_said(worker: LiveWorker, text: str, times: int = 1, timeout_s: float = WAIT_S) -> None:
+    """Wait until a worker has logged a text so often."""
+    wait(lambda: worker.output().count(text) >= times, f"{text!r} in {worker.log}", timeout_s)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+Moment = Literal["before", "after", "answered"]
 CHUNK_BYTES = 1 << 16
 TURN_S = 0.005
 #: TCP sends what was lost again after at least so long.
@@ -119,7 +120,7 @@ class KafkaFaultProxy(FaultProxy):
         #: What the broker said to each request that it got late: Kafka's error codes.
         self.late_answers: list[int] = []
         self._held: list[bytes] = []
-        self._strike: tuple[int, str, Callable[[], None]] | None = None
+        self._strike: tuple[int, Moment, Callable[[], None]] | None = None
         super().__init__(target_port, seed)
 
     @property
@@ -130,7 +131,7 @@ class KafkaFaultProxy(FaultProxy):
     def strike(
         self,
         key: int,
-        moment: Literal["before", "after", "answered"],
+        moment: Moment,
         act: Callable[[], None],
     ) -> None:
         """Act once, at the next request of a kind.
@@ -211,7 +212,7 @@ class KafkaFaultProxy(FaultProxy):
         # Size, correlation id, throttle time, error code: as of versions 0 to 2, which clients use.
         return int(struct.unpack_from(">iiih", found[0])[3])
 
-    def _act(self, key: int, moment: str) -> bool:
+    def _act(self, key: int, moment: Moment) -> bool:
         strike = self._strike
         if strike is None or strike[:2] != (key, moment):
             return False
