@@ -147,7 +147,7 @@ def slow_revoke(lab: Lab, size: Size) -> Outcome:
     verdicts: list[Verdict] = []
     for number in range(size.runs):
         with contextlib.closing(FaultProxy(port)) as redis, Scene(lab, f"s{number}") as scene:
-            through = {"HEADRACE_REDIS__URL": f"redis://127.0.0.1:{redis.port}"}
+            through = {"HEADRACE__REDIS__URL": f"redis://127.0.0.1:{redis.port}"}
             first = scene.started(ordinal=0, environment=through)
             feed = scene.feed(size.events // size.runs, 15.0)
             time.sleep(1.0)

@@ -282,7 +282,7 @@ def doubled(lab: Lab, size: Size) -> Outcome:
         feed = scene.feed(size.events, 8.0 * size.runs)
         for number in range(size.runs):
             clone = scene.start(
-                ordinal=0, environment={"HEADRACE_STATE_FOLDER": str(scene.folder / f"m{number}")}
+                ordinal=0, environment={"HEADRACE__STATE_FOLDER": str(scene.folder / f"m{number}")}
             )
             begin = Instant.now()
             clone.wait_ready()

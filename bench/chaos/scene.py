@@ -217,17 +217,17 @@ class Scene:
             own_state: Whether it has a state folder that no other worker shares, as on another
                 machine; then it needs an ordinal.
             proxied: Whether it reaches the broker through the proxy; None: if there is one.
-            environment: Settings for this worker alone, as ``HEADRACE_…`` variables.
+            environment: Settings for this worker alone, as ``HEADRACE__…`` variables.
 
         """
         own: dict[str, str] = {}
         if ordinal is not None:
-            own["HEADRACE_STREAM__ORDINAL"] = str(ordinal)
+            own["HEADRACE__STREAM__ORDINAL"] = str(ordinal)
         if own_state:
             assert ordinal is not None, "who shares no folder finds no free ordinal in it"
-            own["HEADRACE_STATE_FOLDER"] = str(self.folder / f"state-{ordinal}")
+            own["HEADRACE__STATE_FOLDER"] = str(self.folder / f"state-{ordinal}")
         if self.proxy is not None and proxied is not False:
-            own["HEADRACE_KAFKA__BOOTSTRAP_SERVERS"] = f"127.0.0.1:{self.proxy.port}"
+            own["HEADRACE__KAFKA__BOOTSTRAP_SERVERS"] = f"127.0.0.1:{self.proxy.port}"
         worker = LiveWorker(self.folder, environment={**own, **(environment or {})})
         self._workers.append(worker)
         return worker
