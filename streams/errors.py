@@ -5,7 +5,7 @@ Bad input is no error: it is data that goes to the DLQ with a reason.
 
 from __future__ import annotations
 
-from headrace.runtime.errors import HeadraceError
+from headrace.runtime.errors import HeadraceError, explain
 
 
 class StreamError(HeadraceError):
@@ -58,3 +58,16 @@ class FencedError(StreamError):
 
 class UndoneError(StreamError):
     """The open transaction came to nothing: what it changed must be undone, then work goes on."""
+
+
+def fenced(name: str, found: str) -> FencedError:
+    """Return the error of a worker that may not go on: who it is, and what the broker said."""
+    return FencedError(
+        explain(
+            name,
+            "belong to one worker that the broker hears of",
+            found,
+            "this worker",
+            "another worker of this name was started, or this one stood still: it ends",
+        )
+    )

@@ -20,7 +20,7 @@ from headrace.streams.clients import KafkaClients
 from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, producer_properties
 from headrace.streams.committing import Committer
 from headrace.streams.companions import NoRestorer
-from headrace.streams.errors import DeliveryError, FencedError, PositionError
+from headrace.streams.errors import DeliveryError, FencedError, PositionError, fenced
 from headrace.streams.flow import Flow
 from headrace.streams.handover import HandOver
 from headrace.streams.intake import backlog_batch, batches, end_batch, group
@@ -289,8 +289,9 @@ class Source:
                     "the topic was cut or made anew while the worker ran: start the worker again",
                 )
             )
-        if error.fatal():
-            raise KafkaException(error)
+        # An event has the code of a fatal error, and says that it is none.
+        if error.code() == KafkaError._FATAL:
+            raise fenced(f"member {self._options.worker} of the group", error.str())
         log.warning("consumer_trouble", error=error.str(), topic=event.topic())
         return []
 

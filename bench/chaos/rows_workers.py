@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from bench.chaos.rows import Outcome, Row, Size
-from bench.chaos.scene import ONE_ENTITY, TWO_ENTITIES, Instant, Scene, wait, wait_said
+from bench.chaos.scene import ONE_ENTITY, TWO_ENTITIES, Instant, Scene, ended, wait, wait_said
 from bench.measure import BenchError
 from headrace.runtime import topics
 from headrace.runtime.dev.proxy import KafkaFaultProxy, Moment
@@ -256,9 +256,9 @@ def frozen(lab: Lab, size: Size) -> Outcome:
             _recovered(scene, since, recovery_s)
             begin_s = time.monotonic()
             asleep.process.send_signal(signal.SIGCONT)
-            code = asleep.process.wait(WAIT_S)
+            code = ended(asleep)
             ended_s.append(time.monotonic() - begin_s)
-            named &= code == 1 and "must belong to one worker" in asleep.output()
+            named &= code == 1 and _says_who(asleep, f".{2 * number} ")
             other.wait_ready()
             feed.join()
             scene.drained()
@@ -271,6 +271,12 @@ def frozen(lab: Lab, size: Size) -> Outcome:
     return Outcome.of(size.runs, [verdict], max(recovery_s), met=met, note=note)
 
 
+def _says_who(worker: LiveWorker, name: str) -> bool:
+    """Return whether a worker has said which one it is that another took the place of."""
+    said = worker.output().splitlines()
+    return any(name in line and "must belong to one worker" in line for line in said)
+
+
 def doubled(lab: Lab, size: Size) -> Outcome:
     """Row 6: a second worker of the same name, as from another machine with the same ordinal."""
     ended_s: list[float] = []
@@ -279,20 +285,22 @@ def doubled(lab: Lab, size: Size) -> Outcome:
     with Scene(lab, "s") as scene:
         group = topics.group(scene.project.plan.project, scene.project.plan.name)
         worker = scene.started(ordinal=0)
-        feed = scene.feed(size.events, 8.0 * size.runs)
         for number in range(size.runs):
+            feed = scene.feed(size.events // size.runs - FEW, 4.0)
             clone = scene.start(
                 ordinal=0, environment={"HEADRACE__STATE_FOLDER": str(scene.folder / f"m{number}")}
             )
             begin = Instant.now()
-            clone.wait_ready()
-            code = worker.process.wait(WAIT_S)
+            code = ended(worker)
             ended_s.append(time.monotonic() - begin.monotonic_s)
-            named &= code == 1 and f"{group}.0 must belong" in worker.output()
-            _recovered(scene, Instant.now(), recovery_s)
+            named &= code == 1 and _says_who(worker, f"{group}.0")
+            since = Instant.now()
+            feed.join()
+            scene.send(FEW)
+            _recovered(scene, since, recovery_s)
+            clone.wait_ready()
             worker = clone
             lab.advance(number + 1)
-        feed.join()
         verdict = scene.verdict()
     note = f"the older one ended {max(ended_s):.1f} s after the other was started at most"
     return Outcome.of(size.runs, [verdict], max(recovery_s), met=named, note=note)

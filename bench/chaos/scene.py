@@ -394,3 +394,9 @@ def wait(reached: Callable[[], bool], what: str, timeout_s: float = WAIT_S) -> N
 def wait_said(worker: LiveWorker, text: str, times: int = 1, timeout_s: float = WAIT_S) -> None:
     """Wait until a worker has logged a text so often."""
     wait(lambda: worker.output().count(text) >= times, f"{text!r} in {worker.log}", timeout_s)
+
+
+def ended(worker: LiveWorker, timeout_s: float = WAIT_S) -> int:
+    """Wait until a worker ends by itself and return its exit code."""
+    wait(lambda: worker.process.poll() is not None, f"an end of {worker.log}", timeout_s)
+    return int(worker.process.returncode)
