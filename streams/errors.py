@@ -60,11 +60,11 @@ class UndoneError(StreamError):
     """The open transaction came to nothing: what it changed must be undone, then work goes on."""
 
 
-def fenced(name: str, found: str) -> FencedError:
+def fenced(what: str, name: str, found: str) -> FencedError:
     """Return the error of a worker that may not go on: who it is, and what the broker said."""
     return FencedError(
         explain(
-            name,
+            f"{what} {name}",
             "belong to one worker that the broker hears of",
             found,
             "this worker",

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 
 from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
@@ -48,6 +48,7 @@ STALL_S = 1.0
 
 # librdkafka spells its local codes with a leading underscore.
 _END = KafkaError._PARTITION_EOF
+_FATAL = KafkaError._FATAL
 _NOT_RETRIED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
@@ -290,8 +291,8 @@ class Source:
                 )
             )
         # An event has the code of a fatal error, and says that it is none.
-        if error.code() == KafkaError._FATAL:
-            raise fenced(f"member {self._options.worker} of the group", error.str())
+        if error.code() == _FATAL:
+            raise fenced("member", str(self._options.worker), error.str())
         log.warning("consumer_trouble", error=error.str(), topic=event.topic())
         return []
 

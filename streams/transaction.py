@@ -124,7 +124,7 @@ class TransactionalProducer(CheckedProducer):
     def check_fence(self) -> None:
         """Raise ``FencedError`` if this producer cannot go on."""
         if self._fatal is not None:
-            raise fenced(f"transactional id {self._id}", self._fatal)
+            raise fenced("transactional id", self._id, self._fatal)
 
     def init(self, timeout_s: float) -> bool:
         """Fence all former holders of the id and end what they left; False: not yet."""

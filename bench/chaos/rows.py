@@ -38,7 +38,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a row found.
+    """What a row found; None is what it does not look at.
 
     Attributes:
         runs: How often the fault struck.
@@ -56,9 +56,9 @@ class Outcome:
     """
 
     runs: int
-    lost: int
-    duplicated: int
-    reordered: int
+    lost: int | None
+    duplicated: int | None
+    reordered: int | None
     wrong: int
     seconds_to_recover: float | None
     met: bool

@@ -29,7 +29,7 @@ from headrace.runtime.dev import jars
 from headrace.runtime.errors import HeadraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from bench.chaos.rows import Row
     from headrace.runtime.dev.stack import Endpoints
@@ -71,6 +71,10 @@ def main(arguments: Sequence[str]) -> int:
                 f"{row.number:>3}  {row.name} [{row.asked}] {', '.join(marks)}", markup=False
             )
         return 0
+    if options.page:
+        report.write_page(list(rows.values()), report.load(report.RESULTS))
+        console.print(f"written: {report.PAGE}")
+        return 0
     seed: int = options.seed if options.seed is not None else secrets.randbits(31)
     console.print(f"seed {seed}")
     results, failed = run_rows(options, [rows[n] for n in options.rows], seed, console)
@@ -85,9 +89,16 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"written: {report.PAGE}")
     for number, error in failed.items():
         console.print(f"row {number} has no result: {error}", markup=False, style="red")
-    good = not failed and all(rows[one.number].passes(one.outcome) for one in results)
-    console.print("all rows passed" if good else f"NOT all rows passed; seed {seed}")
-    return 0 if good else 1
+    code = exit_code(rows, results, failed)
+    console.print(f"NOT all rows passed; seed {seed}" if code else "all rows passed")
+    return code
+
+
+def exit_code(
+    rows: Mapping[int, Row], results: Sequence[report.Result], failed: Mapping[int, str]
+) -> int:
+    """Return 0 if every row has a result that passes."""
+    return 0 if not failed and all(rows[one.number].passes(one.outcome) for one in results) else 1
 
 
 def _options(arguments: Sequence[str], rows: dict[int, Row]) -> argparse.Namespace:
@@ -99,6 +110,7 @@ def _options(arguments: Sequence[str], rows: dict[int, Row]) -> argparse.Namespa
     parser.add_argument("--seconds", type=float, help="how long a fault lasts")
     parser.add_argument("--seed", type=int, help="repeat a run")
     parser.add_argument("--list", action="store_true", help="list the rows")
+    parser.add_argument("--page", action="store_true", help="write the docs' page; run nothing")
     parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args(arguments)
     try:

@@ -169,7 +169,8 @@ def judge(
     for name in OUTPUTS:
         expected = oracle.outputs[name]
         there = read_at_end(project, name)
-        wrong += _unlike(there, reader, name)
+        reader.wait(lambda: len(reader.records(name)) >= len(there), CATCH_UP_S)  # noqa: B023
+        wrong += unlike(reader.records(name), there)
         if not there:
             lost += len(expected.ids)
             continue
@@ -212,8 +213,8 @@ def inversions(found: Outputs, partitions: Sequence[int], order: Mapping[str, in
     return count
 
 
-def _unlike(there: Sequence[Seen], reader: Reader, name: str) -> int:
-    """Return how many records the reader saw that are not there, not once, or not in order."""
+def unlike(seen: Iterable[Seen], there: Iterable[Seen]) -> int:
+    """Return how many records a reader saw that are not there, not once, or not in order."""
 
     def by_partition(records: Iterable[Seen]) -> dict[int, list[tuple[int, bytes]]]:
         found: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
@@ -221,11 +222,10 @@ def _unlike(there: Sequence[Seen], reader: Reader, name: str) -> int:
             found[one.partition].append((one.offset, one.value))
         return found
 
-    reader.wait(lambda: len(reader.records(name)) >= len(there), CATCH_UP_S)
-    seen, final = by_partition(reader.records(name)), by_partition(there)
+    looked_on, final = by_partition(seen), by_partition(there)
     count = 0
-    for partition in seen.keys() | final.keys():
-        mine, theirs = seen.get(partition, []), final.get(partition, [])
+    for partition in looked_on.keys() | final.keys():
+        mine, theirs = looked_on.get(partition, []), final.get(partition, [])
         if mine != theirs:
             difference = Counter(mine) - Counter(theirs) + (Counter(theirs) - Counter(mine))
             count += max(1, difference.total())
