@@ -256,7 +256,9 @@ class LiveWorker:
         self._stderr.close()
 
     def wait_ready(self) -> None:
-        """Return when the worker has said that it is ready."""
+        """Return when the worker has said that it is ready; at once if it has said so before."""
+        if self.url:
+            return
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
         deadline_s = time.monotonic() + READY_S

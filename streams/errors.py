@@ -60,6 +60,10 @@ class UndoneError(StreamError):
     """The open transaction came to nothing: what it changed must be undone, then work goes on."""
 
 
+class CheckpointError(StreamError):
+    """A checkpoint is not as it was written, or cannot be read."""
+
+
 def fenced(what: str, name: str, found: str) -> FencedError:
     """Return the error of a worker that may not go on: who it is, and what the broker said."""
     return FencedError(

@@ -14,7 +14,6 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from headrace.runtime.logging import get_logger
 from headrace.streams.commit import (
     CheckedProducer,
-    CommitNote,
     load_note,
     producer_properties,
     send_all,
@@ -323,7 +322,7 @@ class ExactlyOnce:
                 p.topic,
                 p.partition,
                 p.offset,
-                metadata=CommitNote(p.topic_id, p.version, self._id).dump(),
+                metadata=p.note(self._id).dump(),
             )
             for p in positions
         ]
