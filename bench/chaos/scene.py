@@ -59,8 +59,8 @@ spend = hr.Pipeline(
 )
 """
 
-#: Commits come often, so that faults fall before, between and into them.
-COMMIT_INTERVAL_MS = 20
+#: Commits and checkpoints come often, so that faults fall before, between and into them.
+COMMIT_INTERVAL_MS, CHECKPOINT_INTERVAL = 20, "1s"
 
 
 @dataclass(slots=True)
@@ -140,6 +140,7 @@ class Scene:
             "stream": {
                 "guarantee": "exactly_once",
                 "commit_interval_ms": COMMIT_INTERVAL_MS,
+                "checkpoints": {"interval": CHECKPOINT_INTERVAL},
                 **(stream or {}),
             },
         }
