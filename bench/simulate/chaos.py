@@ -1,4 +1,4 @@
-"""Which faults fall where: all drawn from the seed, some kinds more often in one run than another."""
+"""Which faults fall where: drawn from the seed, some kinds more often in one run than another."""
 
 from __future__ import annotations
 

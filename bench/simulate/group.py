@@ -50,7 +50,9 @@ class Group:
         """Become a member; a static one that is known takes over what it had."""
         name = f"{instance or 'member'}-{next(self._names)}"
         member = Member(name, instance, client)
-        former = next((m for m in self.members.values() if instance and m.instance == instance), None)
+        former = next(
+            (m for m in self.members.values() if instance and m.instance == instance), None
+        )
         if former is not None:
             del self.members[former.name]
             member.wanted = former.wanted

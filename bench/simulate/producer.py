@@ -134,11 +134,7 @@ class SimulatedProducer:
         deadline_s = self._now_s + timeout
         if self._process.chaos.trouble(self._process, "init_transactions"):
             raise timed_out("init")
-        while True:
-            if not self._broker.away:
-                epoch = self._broker.begin(self._id)
-                if epoch is not None:
-                    break
+        while (epoch := None if self._broker.away else self._broker.begin(self._id)) is None:
             if self._now_s >= deadline_s:
                 raise timed_out("init")
             self._process.listen(max(0.01, min(0.5, deadline_s - self._now_s)))
@@ -170,9 +166,7 @@ class SimulatedProducer:
             self._process.listen(timeout)
             raise timed_out("offsets")
         if self._process.chaos.trouble(self._process, "send_offsets"):
-            raise trouble(
-                KafkaError.COORDINATOR_NOT_AVAILABLE, "refused", txn_requires_abort=True
-            )
+            raise trouble(KafkaError.COORDINATOR_NOT_AVAILABLE, "refused", txn_requires_abort=True)
         if not self._groups(group).is_valid(member, generation):
             raise trouble(KafkaError.ILLEGAL_GENERATION, GROUP_FENCED, txn_requires_abort=True)
         self._used = True
@@ -252,7 +246,9 @@ class SimulatedProducer:
                 answer = "fenced"
             except TransactionStateError:
                 answer = "state"
-            world.note("broker", "end request", name, epoch, "commit" if commit else "abort", answer)
+            world.note(
+                "broker", "end request", name, epoch, "commit" if commit else "abort", answer
+            )
             if answers:
                 self._answer = answer
                 world.tell()
@@ -304,7 +300,7 @@ class SimulatedProducer:
         for queue in self._queues.values():
             while queue and self._now_s - queue[0][0] > self._message_timeout_s:
                 queue.popleft()
-                error = KafkaError(KafkaError._MSG_TIMED_OUT, "timed out")
+                error = KafkaError(KafkaError.REQUEST_TIMED_OUT, "timed out")
                 self._delivered(error, _Topic())
 
     def _send_some(self) -> None:
