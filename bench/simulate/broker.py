@@ -8,6 +8,7 @@ that librdkafka speaks).
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -67,6 +68,15 @@ class Log:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """An offset with its metadata; ``sequence`` tells which of two was written later."""
+
+    offset: int
+    metadata: str
+    sequence: int
+
+
 @dataclass(slots=True)
 class Transaction:
     """What the coordinator knows of a transactional id."""
@@ -78,7 +88,7 @@ class Transaction:
     ending: bool = False
     last: str = ""
     places: set[Place] = field(default_factory=set)
-    offsets: dict[str, dict[Place, tuple[int, str]]] = field(default_factory=dict)
+    offsets: dict[str, dict[Place, Committed]] = field(default_factory=dict)
     markers: int = 0
 
 
@@ -90,7 +100,8 @@ class Broker:
         self._epoch_ms = epoch_ms
         self.logs: dict[Place, Log] = {}
         self.transactions: dict[str, Transaction] = {}
-        self.committed: dict[str, dict[Place, tuple[int, str]]] = {}
+        self.committed: dict[str, dict[Place, Committed]] = {}
+        self._sequence = itertools.count()
         self.pending: dict[str, dict[Place, int]] = {}
         self.away_until_s = 0.0
 
@@ -158,7 +169,22 @@ class Broker:
         for place in offsets:
             if place not in known:
                 pending[place] = pending.get(place, 0) + 1
-        known.update(offsets)
+        known.update(self._written(offsets))
+
+    def commit(self, group: str, offsets: dict[Place, tuple[int, str]]) -> None:
+        """Take a group's offsets outside of any transaction."""
+        self.committed.setdefault(group, {}).update(self._written(offsets))
+        self._world.tell()
+
+    def is_pending(self, group: str, place: Place) -> bool:
+        """Whether a transaction that is not over has an offset of the place."""
+        return self.pending.get(group, {}).get(place, 0) > 0
+
+    def _written(self, offsets: dict[Place, tuple[int, str]]) -> dict[Place, Committed]:
+        return {
+            place: Committed(offset, metadata, next(self._sequence))
+            for place, (offset, metadata) in offsets.items()
+        }
 
     def end(self, name: str, epoch: int, *, commit: bool) -> None:
         """End the open transaction, if there is one of this epoch.
@@ -237,8 +263,11 @@ class Broker:
 
     def _mark_group(self, transaction: Transaction, *, commit: bool) -> None:
         for group, offsets in transaction.offsets.items():
-            if commit:
-                self.committed.setdefault(group, {}).update(offsets)
+            known = self.committed.setdefault(group, {})
+            for place, one in offsets.items():
+                # What was committed outside of the transaction after it was written stays.
+                if commit and (place not in known or known[place].sequence < one.sequence):
+                    known[place] = one
         self._marked(transaction)
 
     def _marked(self, transaction: Transaction) -> None:

@@ -18,7 +18,7 @@ SESSION_TIMEOUT_S = 6.0
 class GroupClient(Protocol):
     """A consumer that is a member."""
 
-    assigned: set[Place]
+    assigned: dict[Place, int]
 
     @property
     def responds(self) -> bool:
@@ -91,8 +91,8 @@ class Group:
         held: set[Place] = set()
         for other in self.members.values():
             if other is not member:
-                held |= other.client.assigned
-        return member.wanted - member.client.assigned - held
+                held |= set(other.client.assigned)
+        return member.wanted - set(member.client.assigned) - held
 
     def rebalance(self) -> None:
         """Give each member its share, and as much as possible of what it has."""

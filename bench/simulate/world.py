@@ -48,12 +48,12 @@ class World:
         self._hub = getcurrent()
         self._actors: list[greenlet] = []
         self._listeners: list[Waiter] = []
-        self._tracing = trace
+        self.tracing = trace
         self.trace: list[str] = []
 
     def note(self, who: str, what: str, *details: object) -> None:
         """Write down what happens, where somebody wants to read it."""
-        if self._tracing:
+        if self.tracing:
             said = " ".join(str(detail) for detail in details)
             self.trace.append(f"{self.now_s:10.4f} {who:<10} {what} {said}".rstrip())
 
