@@ -368,6 +368,7 @@ class ExactlyOnce:
 
     def _renew(self) -> None:
         """Take a new producer; when this returns, every former transaction of the id has ended."""
+        self._opened_s = None
         if self._producer is not None:
             self._producer.discard()
             self._producer = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.simulate.broker import Broker, Entry, Place
@@ -68,12 +68,20 @@ def check_outputs(case: Case, broker: Broker, *, exactly_once: bool) -> None:
     lost = [output for output in case.outputs if not counts[output]]
     wrong = [output for output in found if not right[output]]
     twice = [output for output, count in counts.items() if count > right[output] > 0]
-    _refuse("lost", lost)
-    _refuse("wrong", wrong)
-    if exactly_once:
-        _refuse("twice", twice)
     first_found, first_right = _by_key(found), _by_key(case.outputs)
-    _refuse("out of order", [key for key in first_right if first_found[key] != first_right[key]])
+    disordered = [key for key in first_right if first_found[key] != first_right[key]]
+    faults: dict[str, list[Any]] = {"lost": lost, "wrong": wrong}
+    if exactly_once:
+        faults["twice"] = twice
+    if not lost and not wrong:
+        faults["out of order"] = disordered
+    told = [
+        f"{len(outputs)} {what}: {'; '.join(map(str, outputs[:TOLD]))}"
+        for what, outputs in faults.items()
+        if outputs
+    ]
+    if told:
+        raise Finding(" | ".join(told))
 
 
 def _by_key(outputs: list[Output]) -> dict[tuple[str, int, bytes | None], list[bytes | None]]:
@@ -81,10 +89,3 @@ def _by_key(outputs: list[Output]) -> dict[tuple[str, int, bytes | None], list[b
     for topic, partition, key, value in dict.fromkeys(outputs):
         ordered[topic, partition, key].append(value)
     return ordered
-
-
-def _refuse(what: str, outputs: list[Output] | list[tuple[str, int, bytes | None]]) -> None:
-    if outputs:
-        told = "; ".join(str(output) for output in outputs[:TOLD])
-        message = f"{len(outputs)} outputs {what}: {told}"
-        raise Finding(message)

@@ -92,7 +92,13 @@ class SimulatedConsumer:
         self._paused: set[Place] = set()
         self._ends: dict[Place, int] = {}
         self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
+        self._taking: list[Place] = []
         self.assigned: dict[Place, int] = {}
+
+    @property
+    def held(self) -> set[Place]:
+        """What nobody else may have: what is assigned, or is about to be."""
+        return {*self.assigned, *self._taking}
 
     @property
     def responds(self) -> bool:
@@ -283,7 +289,9 @@ class SimulatedConsumer:
         if free and not self._broker.away:
             self._generation = self._group.generation
             self._process.world.note(self._process.name, "assign", *free)
+            self._taking = free
             on_assign(self, [TopicPartition(*place) for place in free])
+            self._taking = []
 
     def _removed(self, on_lost: Callable[[Any, list[TopicPartition]], None]) -> None:
         """Learn that the group went on without us, or that another has taken our name."""

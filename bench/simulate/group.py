@@ -18,7 +18,10 @@ SESSION_TIMEOUT_S = 6.0
 class GroupClient(Protocol):
     """A consumer that is a member."""
 
-    assigned: dict[Place, int]
+    @property
+    def held(self) -> set[Place]:
+        """What nobody else may have."""
+        ...
 
     @property
     def responds(self) -> bool:
@@ -91,8 +94,8 @@ class Group:
         held: set[Place] = set()
         for other in self.members.values():
             if other is not member:
-                held |= set(other.client.assigned)
-        return member.wanted - set(member.client.assigned) - held
+                held |= other.client.held
+        return member.wanted - member.client.held - held
 
     def rebalance(self) -> None:
         """Give each member its share, and as much as possible of what it has."""
