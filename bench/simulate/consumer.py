@@ -88,7 +88,7 @@ class SimulatedConsumer:
         self._callbacks: tuple[Callable[[Any, list[TopicPartition]], None], ...] = ()
         self._member: Member | None = None
         self._generation = -1
-        self._fenced = False
+        self._fenced = self._calling = False
         self._paused: set[Place] = set()
         self._ends: dict[Place, int] = {}
         self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
@@ -261,12 +261,19 @@ class SimulatedConsumer:
     # --- Inside -------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        """Be told of the group; at most one callback of a rebalance at a time."""
+        """Be told of the group; at most one callback of a rebalance, and none within another."""
         for answer in self._answers:
             self._on_commit(*answer)
         self._answers.clear()
-        if not self._callbacks or self._fenced:
+        if not self._callbacks or self._fenced or self._calling:
             return
+        self._calling = True
+        try:
+            self._rebalance()
+        finally:
+            self._calling = False
+
+    def _rebalance(self) -> None:
         on_assign, on_revoke, on_lost = self._callbacks
         if self._member is None:
             if not self._broker.away:
