@@ -19,7 +19,8 @@ class EventBatch:
 
     Rows with an offset below ``emit_from`` are replayed in silence: they change state, nothing of
     them is emitted. ``at_end`` says that the partition held no later message when this was read;
-    a batch of no rows with ``at_end`` reports exactly that.
+    a batch of no rows with ``at_end`` reports exactly that. With ``alive`` it was reported before,
+    and is said once more to those who wait for it, in messages that carry this mark.
     """
 
     topic: str
@@ -32,6 +33,7 @@ class EventBatch:
     headers: list[list[tuple[str, bytes]] | None]
     emit_from: int
     at_end: bool
+    alive: bytes | None = None
 
     def __len__(self) -> int:
         return len(self.values)
@@ -130,6 +132,8 @@ class Outputs:
 
     ``rejected`` counts rows by DLQ reason; ``scored_arrival_time_ms`` holds the broker's timestamps
     of the scored events (for the end-to-end latency), None when nothing was scored.
+    ``held`` counts the rows that a re-keyed stage holds back after the batch; ``waits_for_ms`` is
+    how far the slowest lane has come that it waits for.
     ``stage_seconds`` is what the processor took; its caller sets it, since it reads no clock.
     """
 
@@ -143,6 +147,8 @@ class Outputs:
     event_time_ms_max: int | None = None
     online: list[OnlineBlock] = field(default_factory=list)
     forgotten: np.ndarray | None = None
+    held: int = 0
+    waits_for_ms: int | None = None
     stage_seconds: float = 0.0
 
 

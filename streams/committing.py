@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING
 from confluent_kafka import TopicPartition
 
 from headrace.runtime.logging import get_logger
-from headrace.streams.batch import EventBatch
+from headrace.streams.batch import EventBatch, Outputs
 from headrace.streams.errors import UndoneError
+from headrace.streams.flow import joined, marked
 from headrace.streams.intake import BatchSizer, backlog_batch
 from headrace.streams.pace import CommitPace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from headrace.streams.batch import Outputs
+    from headrace.streams.batch import SingleOutput
     from headrace.streams.clients import Clients, ConsumerClient
     from headrace.streams.commit import Guarantee, Position
     from headrace.streams.companions import Companion
+    from headrace.streams.flow import Flow
     from headrace.streams.handover import HandOver
     from headrace.streams.positions import OwnedPartition
     from headrace.streams.source_options import SourceOptions, SourceWatcher
@@ -47,6 +49,7 @@ class Committer:
         table: ProcessorTable,
         companions: Sequence[Companion],
         watcher: SourceWatcher,
+        flow: Flow,
     ) -> None:
         self._options = options
         self._clients = clients
@@ -56,6 +59,7 @@ class Committer:
         self._table = table
         self._companions = companions
         self._watcher = watcher
+        self._flow = flow
         self._sending = self._committing = False
         self._recommit = False
         self._committed_s = 0.0
@@ -160,6 +164,7 @@ class Committer:
         self.sizer.worked(ticket.rows, ticket.finished_s - ticket.started_s)
         self.guarantee.begin()
         self._sending = True
+        alive: list[SingleOutput] = []
         try:
             for batch, outputs in zip(ticket.batches, results, strict=True):
                 owned = self._owned.get((batch.topic, batch.partition))
@@ -168,10 +173,16 @@ class Committer:
                 if self.doomed and self._table.is_open(batch.topic, batch.partition):
                     continue
                 if isinstance(batch, EventBatch):
-                    self.guarantee.send(outputs)
+                    if batch.alive is None:
+                        self.guarantee.send(outputs)
+                    else:
+                        alive += marked(outputs, batch.alive)
+                    self._flow.settled(batch, outputs)
                     self._sent(owned, batch, outputs)
                 for companion in self._companions:
                     companion.settled(batch, outputs)
+            if alive:
+                self.guarantee.send(Outputs(single=joined(alive)))
         except UndoneError as undone:
             self.doom(str(undone))
         finally:

@@ -30,6 +30,7 @@ from headrace.streams.deployments import DeploymentFollower, LiveModels
 from headrace.streams.environment import HINT, Environment, open_environment
 from headrace.streams.erasure_feed import ErasureFeed, ErasureLog
 from headrace.streams.errors import NotAppliedError
+from headrace.streams.flow import feeds_of
 from headrace.streams.handover import TICKETS_MAX
 from headrace.streams.identity import WorkerIdentity, identify
 from headrace.streams.online import TIMEOUT_S, OnlineWriter
@@ -265,6 +266,7 @@ def _app(
         batch_rows_max=settings.batch_rows,
         mismatch=options.mismatch,
         worker=worker,
+        feeds=feeds_of(plan),
     )
     table = ProcessorTable(undoes=worker is not None)
 

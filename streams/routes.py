@@ -46,6 +46,9 @@ class SourceRoutes:
             return
         rows = emitted(batch, rows)
         for sender in self._senders:
+            if batch.alive is not None:
+                outputs.single += sender.say_again(self._last, watermark_ms)
+                continue
             outputs.single += sender.send(
                 rows,
                 rows.offset,

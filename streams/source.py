@@ -21,8 +21,9 @@ from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, pro
 from headrace.streams.committing import Committer
 from headrace.streams.companions import NoRestorer
 from headrace.streams.errors import DeliveryError, FencedError, PositionError
+from headrace.streams.flow import Flow
 from headrace.streams.handover import HandOver
-from headrace.streams.intake import batches, end_batch, group
+from headrace.streams.intake import backlog_batch, batches, end_batch, group
 from headrace.streams.ownership import Ownership
 from headrace.streams.source_options import SourceOptions, SourceWatcher, consumer_properties
 from headrace.streams.transaction import ExactlyOnce
@@ -83,6 +84,7 @@ class Source:
         )
         self._guarantee = self._guarantee_of(options)
         self._hand_over = HandOver(options.routes, submit, self._clients)
+        self._flow = Flow(options.feeds, self._owned)
         self._committer = Committer(
             options,
             self._clients,
@@ -93,6 +95,7 @@ class Source:
             table,
             companions,
             watcher,
+            self._flow,
         )
         self._ownership = Ownership(
             options,
@@ -164,6 +167,7 @@ class Source:
         self._ownership.restore()
         self._ownership.report_replay()
         self._take_due()
+        self._steer()
         if not self._hand_over:
             self._poll(0.0 if self._hand_over.stash else self._idle_s())
         if self._hand_over.stash or self._hand_over.room:
@@ -192,6 +196,21 @@ class Source:
             for item in companion.due(self._hand_over.room):
                 self._hand_over.submit_one(item)
 
+    def _steer(self) -> None:
+        """Say which partitions are still at their end, and pause those that would run ahead."""
+        now_s = self._clients.monotonic_s()
+        if self._hand_over.room:
+            self._hand_over.submit_all(self._flow.alive(now_s))
+        change = self._flow.pauses(now_s)
+        if change is None:
+            return
+        paused, resumed = change
+        self._consumer.pause([TopicPartition(*place) for place in paused])
+        resumed_places = [TopicPartition(*place) for place in resumed]
+        self._consumer.resume([one for one in resumed_places if self._ownership.is_read(one)])
+        # They stand still now, and others may think that they are at their end.
+        self._hand_over.submit_all([backlog_batch(self._owned[place]) for place in paused])
+
     def _take(self) -> None:
         """Hand over what can be had at once; with nothing there, wait for a ticket a moment."""
         messages, self._hand_over.stash = self._hand_over.stash, []
@@ -215,6 +234,7 @@ class Source:
 
     def _hand_over_rows(self, messages: list[Row]) -> None:
         rows, events = group(messages)
+        self._flow.read(rows)
         ticket_batches: list[EventBatch | Forget] = []
         for key, found in rows.items():
             owned = self._owned.get(key)
@@ -294,7 +314,13 @@ class Source:
         assignment = self._consumer.assignment()
         self._consumer.pause(assignment)
         self._poll(0)
-        self._consumer.resume([one for one in assignment if self._ownership.is_read(one)])
+        self._consumer.resume(
+            [
+                one
+                for one in assignment
+                if self._ownership.is_read(one) and not self._flow.is_paused(one)
+            ]
+        )
         self._raise_fault()
 
     def _fail(self, error: BaseException) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.streams.transaction import TransactionWatcher
@@ -37,7 +37,8 @@ class SourceOptions:
     Of what is read at once, the batches of topics of higher rank go first: downstream before
     upstream. ``producer`` and ``consumer`` are librdkafka's properties. ``worker`` names this one
     worker of the group where outputs and offsets are to be one transaction (exactly-once), and is
-    its transactional id and group instance id.
+    its transactional id and group instance id. ``feeds``: by topic, the re-key topics that its rows
+    go on into.
     """
 
     group: str
@@ -51,6 +52,7 @@ class SourceOptions:
     linger_ms: float = 0.0
     mismatch: Mismatch = "stop"
     worker: str | None = None
+    feeds: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class SourceWatcher(TransactionWatcher, Protocol):

@@ -113,8 +113,9 @@ class DirectStageProcessor:
             rows = with_stage(self._stage, rows, applied.aggregates, applied.incomplete)
             rows = emitted(batch, rows)
             watermark_ms = self._sieve.watermark_ms
+            at_end, again = batch.at_end, batch.alive is not None
             self._exit.write(
-                Onward(rows, rows.offset, self._last, watermark_ms, batch.at_end, opens(batch)),
+                Onward(rows, rows.offset, self._last, watermark_ms, at_end, opens(batch), again),
                 outputs,
             )
             if self._routes:

@@ -25,6 +25,7 @@ from headrace.schemas.errors import UnknownSchemaError
 from headrace.schemas.wire import WireDecoder
 from headrace.streams.batch import EventBatch, SingleOutput
 from headrace.streams.context import ProcessorContext
+from headrace.streams.flow import joined, marked
 from headrace.streams.processors import build, input_topics
 
 if TYPE_CHECKING:
@@ -226,17 +227,19 @@ class Driver:
         batch = self._batch(owned, count)
         outputs = owned.processor.process(batch)
         messages = _flatten(outputs)
-        for output in messages[: round(len(messages) * sent)]:
-            assert output.partition is not None
-            log = self._logs[output.topic]
-            timestamp_ms = output.timestamp_ms or self.broker_time_ms
-            log[output.partition].append(
-                Message(output.key, output.value, output.headers, timestamp_ms)
-            )
-            self._mark_grown(output.topic, output.partition)
+        self._append(messages[: round(len(messages) * sent)])
         owned.position += count
         owned.end_told = batch.at_end
         return outputs
+
+    def say_again(self) -> None:
+        """Let what is at its end say so once more, as workers do each second while rows come."""
+        for owned in self.owned.values():
+            if owned.end_told and owned.position == len(self._log(owned)) and not owned.paused:
+                batch = self._batch(owned, 0)
+                batch.alive = b"echo"
+                alive = owned.processor.process(batch)
+                self._append(joined(marked(alive, batch.alive)))
 
     def crash(self, owned: Owned) -> None:
         """Lose a processor, and start it again: replay in silence up to what is committed."""
@@ -313,6 +316,16 @@ class Driver:
         fastavro.schemaless_writer(body, schema, dict(record))
         schema_id = self._schema_ids[plan.name]
         return b"\0" + schema_id.to_bytes(4, "big") + body.getvalue()
+
+    def _append(self, messages: Sequence[SingleOutput]) -> None:
+        for output in messages:
+            assert output.partition is not None
+            log = self._logs[output.topic]
+            timestamp_ms = output.timestamp_ms or self.broker_time_ms
+            log[output.partition].append(
+                Message(output.key, output.value, output.headers, timestamp_ms)
+            )
+            self._mark_grown(output.topic, output.partition)
 
     def _log(self, owned: Owned) -> list[Message]:
         return self._logs[owned.topic][owned.partition]
