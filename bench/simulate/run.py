@@ -14,6 +14,7 @@ from bench.simulate.group import Group
 from bench.simulate.process import Process
 from bench.simulate.worker import Worker
 from bench.simulate.world import StuckError, World
+from headrace.streams.flow import feeds_of
 from headrace.streams.processors import input_topics
 from headrace.streams.source_options import Route, SourceOptions
 
@@ -27,6 +28,7 @@ DEADLINE_S = 900.0
 # After the last fault everything must be over by then.
 PRODUCING_S = 4.0
 READING_S = 0.25
+SETTLED_S = 20.0
 WORKERS_MAX = 3
 FAULTS_MAX = 6
 TWIN_ODDS = 0.4
@@ -88,6 +90,7 @@ class Run:
         self._backlog = kind != "one"
         outputs = [place for place in self._broker.logs if place[0] in self._case.output_topics]
         self._reader = Reader(self._broker, outputs)
+        self._settled_s = 0.0
         self._left = sum(len(log) for log in self._case.logs)
 
     def play(self) -> None:
@@ -172,6 +175,7 @@ class Run:
             commit_interval_ms=interval_ms,
             batch_budget_ms=100,
             batch_rows_max=rows,
+            feeds=feeds_of(self._case.plan),
             worker=f"{GROUP}.{ordinal}" if self._exactly_once else None,
         )
         case = self._case
@@ -224,12 +228,22 @@ class Run:
 
     def _is_over(self) -> bool:
         """Whether all was read, all is decided, and nothing more will come."""
-        if self._left or not self._broker.quiet:
+        if self._left or not self._broker.quiet or not self._is_committed():
+            self._settled_s = self._world.now_s
             return False
+        # What is missing has its time to come, such as rows that wait for other lanes.
+        complete = self._count() >= len(self._case.outputs)
+        return complete or self._world.now_s > self._settled_s + SETTLED_S
+
+    def _is_committed(self) -> bool:
         known = self._broker.committed.get(GROUP, {})
         return all(
             place in known and known[place].offset >= self._end(place) for place in self._inputs
         )
+
+    def _count(self) -> int:
+        self._reader.read()
+        return sum(map(len, self._reader.seen.values()))
 
     def _end(self, place: tuple[str, int]) -> int:
         """Return the offset after the last message of a partition."""
