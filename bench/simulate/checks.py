@@ -36,6 +36,11 @@ class Reader:
                     self.seen[place].append((offset, entry))
             self._next[place] = max(position, log.stable)
 
+    @property
+    def distinct(self) -> int:
+        """Count what was seen, what came twice once."""
+        return len({(p, e.key, e.value) for p, seen in self.seen.items() for _, e in seen})
+
     def check(self) -> None:
         """Compare what was seen on the way with what is there in the end.
 

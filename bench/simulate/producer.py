@@ -125,7 +125,7 @@ class SimulatedProducer:
                         broker.append(place, entry, epoch)
 
             if entries:
-                self._process.world.after(draw.random() ** 2 * 4.0, arrive)
+                self._process.world.later(draw.random() ** 2 * 4.0, arrive)
 
     def init_transactions(self, timeout: float) -> None:
         """Fence former producers of the id."""
@@ -158,7 +158,7 @@ class SimulatedProducer:
         fate = self._process.chaos.fate(self._process, "send_offsets")
         offsets = {(p.topic, p.partition): (p.offset, p.metadata or "") for p in positions}
         if fate in {"late", "reset"}:
-            self._add_late(group, offsets)
+            self._add_late(group, offsets, member, generation)
         if fate:
             self._process.sleep(SOCKET_TIMEOUT_S if fate != "reset" else 0.1)
             self._errored(KafkaError(KafkaError._TRANSPORT, "the connection was lost"))
@@ -253,17 +253,20 @@ class SimulatedProducer:
                 self._answer = answer
                 world.tell()
 
-        world.after(delay_s, arrive)
+        world.later(delay_s, arrive)
 
-    def _add_late(self, group: str, offsets: dict[Place, tuple[int, str]]) -> None:
+    def _add_late(
+        self, group: str, offsets: dict[Place, tuple[int, str]], member: str, generation: int
+    ) -> None:
         """Let a copy of the request to add offsets arrive when it likes."""
         broker, name, epoch = self._broker, str(self._id), self._epoch
 
         def arrive() -> None:
-            if broker.takes(name, epoch):
+            valid = self._groups(group).is_valid(member, generation)
+            if valid and broker.takes(name, epoch):
                 broker.add_offsets(name, epoch, group, offsets)
 
-        self._process.world.after(self._process.world.draw.random() * 6.0, arrive)
+        self._process.world.later(self._process.world.draw.random() * 6.0, arrive)
 
     def _fail(self, answer: str) -> None:
         self._fatal = KafkaError(KafkaError._FENCED, f"producer {self._id}: {answer}", fatal=True)

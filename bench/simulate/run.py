@@ -14,6 +14,7 @@ from bench.simulate.group import Group
 from bench.simulate.process import Process
 from bench.simulate.worker import Worker
 from bench.simulate.world import StuckError, World
+from headrace.runtime.errors import HeadraceError
 from headrace.streams.flow import feeds_of
 from headrace.streams.processors import input_topics
 from headrace.streams.source_options import Route, SourceOptions
@@ -53,7 +54,7 @@ def simulate(seed: int, *, trace: bool = False, later_ms: int = 0) -> Result:
     finding = ""
     try:
         run.play()
-    except (AssertionError, KeyError, IndexError, ValueError) as error:
+    except (AssertionError, KeyError, IndexError, ValueError, HeadraceError) as error:
         finding = f"{type(error).__name__}: {error}"
         if not isinstance(error, Finding | StuckError):
             finding += _place(error)
@@ -209,7 +210,10 @@ class Run:
         if fault == "kill":
             process.dead = True
         elif fault == "freeze":
-            process.frozen_until_s = world.now_s + draw.uniform(*FREEZE_S)
+            frozen_s = draw.uniform(*FREEZE_S)
+            process.frozen_until_s = world.now_s + frozen_s
+            # A zombie is given the time to do harm.
+            world.later(frozen_s + 1.0, world.tell)
             worker.miss()
             if draw.random() < TWIN_ODDS and not worker.replaced:
                 worker.replaced = True
@@ -228,11 +232,14 @@ class Run:
 
     def _is_over(self) -> bool:
         """Whether all was read, all is decided, and nothing more will come."""
-        if self._left or not self._broker.quiet or not self._is_committed():
+        if self._left or self._world.now_s < self._world.horizon_s:
+            return False
+        if not self._broker.quiet or not self._is_committed():
             self._settled_s = self._world.now_s
             return False
         # What is missing has its time to come, such as rows that wait for other lanes.
-        complete = self._count() >= len(self._case.outputs)
+        self._reader.read()
+        complete = self._reader.distinct >= len(self._case.outputs)
         return complete or self._world.now_s > self._settled_s + SETTLED_S
 
     def _is_committed(self) -> bool:
@@ -240,10 +247,6 @@ class Run:
         return all(
             place in known and known[place].offset >= self._end(place) for place in self._inputs
         )
-
-    def _count(self) -> int:
-        self._reader.read()
-        return sum(map(len, self._reader.seen.values()))
 
     def _end(self, place: tuple[str, int]) -> int:
         """Return the offset after the last message of a partition."""

@@ -43,6 +43,8 @@ class World:
     def __init__(self, seed: int, *, trace: bool = False) -> None:
         self.draw = random.Random(seed)
         self.now_s = 0.0
+        # What happens by then may still change something, however quiet it is before.
+        self.horizon_s = 0.0
         self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._count = itertools.count()
         self._hub = getcurrent()
@@ -60,6 +62,11 @@ class World:
     def after(self, delay_s: float, call: Callable[[], object]) -> None:
         """Call something later."""
         heapq.heappush(self._events, (self.now_s + delay_s, next(self._count), call))
+
+    def later(self, delay_s: float, call: Callable[[], object]) -> None:
+        """Call something later that a run must not end before."""
+        self.horizon_s = max(self.horizon_s, self.now_s + delay_s)
+        self.after(delay_s, call)
 
     def spawn(self, body: Callable[[], None]) -> None:
         """Start an actor."""

@@ -1,0 +1,139 @@
+"""Deliberate faults in what is simulated: each must be found, or the checks prove nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.simulate.consumer import SimulatedConsumer
+from bench.simulate.group import Group
+from headrace.streams.commit import CheckedProducer
+from headrace.streams.committing import Committer
+from headrace.streams.handover import HandOver
+from headrace.streams.ownership import Ownership
+from headrace.streams.positions import OwnedPartition
+from headrace.streams.tickets import ProcessorTable
+from headrace.streams.transaction import ExactlyOnce, TransactionalProducer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_position = OwnedPartition.position
+_release = Ownership._release
+_committed = OwnedPartition.committed
+
+
+def _one_too_far(self: OwnedPartition, *, again: bool = False) -> Any:
+    made = _position(self, again=again)
+    return None if made is None else dataclasses.replace(made, offset=made.offset + 1)
+
+
+def _keep_state(self: ProcessorTable) -> dict[tuple[str, int], int]:
+    for place in self._opened:
+        self._undoable(place).commit()
+        self._next_offset[place] = self._opened[place]
+    starts, self._opened = self._opened, {}
+    return starts
+
+
+def _give_up_at_once(self: Ownership, _consumer: Any, partitions: list[Any]) -> None:
+    _release(self, partitions, flush=True)
+
+
+def _same_version(self: OwnedPartition, position: Any) -> None:
+    self.committed_offset = position.offset
+
+
+@dataclass(frozen=True, slots=True)
+class Mutation:
+    """A method that is replaced while a seed runs."""
+
+    about: str
+    owner: type
+    method: str
+    instead: Callable[..., Any]
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Have the fault, for a while."""
+        right = vars(self.owner)[self.method]
+        setattr(self.owner, self.method, self.instead)
+        try:
+            yield
+        finally:
+            setattr(self.owner, self.method, right)
+
+
+MUTATIONS = {
+    "position": Mutation(
+        "one more than was done is committed", OwnedPartition, "position", _one_too_far
+    ),
+    "state": Mutation(
+        "an abort leaves the state as it is", ProcessorTable, "abort", _keep_state
+    ),
+    "seek": Mutation(
+        "after an abort reading goes on where it was",
+        SimulatedConsumer,
+        "seek",
+        lambda _self, _partition: None,
+    ),
+    "rewind": Mutation(
+        "after an abort the old position stays", OwnedPartition, "rewind", lambda _self, _at: None
+    ),
+    "offsets": Mutation(
+        "a transaction goes without its offsets",
+        TransactionalProducer,
+        "send_offsets",
+        lambda _self, _offsets, _member, _timeout_s: True,
+    ),
+    "unanswered-aborted": Mutation(
+        "a commit without an answer is taken for aborted",
+        ExactlyOnce,
+        "_find_out",
+        lambda self, _positions: bool(self._renew()),
+    ),
+    "unanswered-committed": Mutation(
+        "a commit without an answer is taken for done",
+        ExactlyOnce,
+        "_find_out",
+        lambda self, _positions: not self._renew(),
+    ),
+    "version": Mutation(
+        "transactions are not counted", OwnedPartition, "committed", _same_version
+    ),
+    "late-requests": Mutation(
+        "an old request may meet the next transaction",
+        ExactlyOnce,
+        "_had_troubles",
+        lambda _self, _producer: False,
+    ),
+    "generation": Mutation(
+        "offsets of members that are gone are taken",
+        Group,
+        "is_valid",
+        lambda _self, _name, _generation: True,
+    ),
+    "revoke": Mutation(
+        "a revoke drops what is under way", Ownership, "_on_revoke", _give_up_at_once
+    ),
+    "doom": Mutation(
+        "what is lost is committed all the same",
+        Committer,
+        "doom_open",
+        lambda _self, _partitions, _reason: None,
+    ),
+    "flush": Mutation(
+        "offsets are committed before the outputs are there",
+        CheckedProducer,
+        "flush",
+        lambda _self, _timeout_s: True,
+    ),
+    "stash": Mutation(
+        "rows that were read before an abort are taken twice",
+        HandOver,
+        "forget_rows",
+        lambda _self, _places: None,
+    ),
+}
