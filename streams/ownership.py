@@ -208,5 +208,6 @@ class Ownership:
             self._owned.pop(place, None)
             self._restoring.pop(place, None)
             self._table.drop(*place)
+        self._hand_over.forget_rows(places)
         log.info("partitions_released", count=len(partitions))
         self._watcher.assigned(list(self._owned.values()))

@@ -213,12 +213,14 @@ class Source:
 
     def _take(self) -> None:
         """Hand over what can be had at once; with nothing there, wait for a ticket a moment."""
-        messages, self._hand_over.stash = self._hand_over.stash, []
-        wanted = self._committer.sizer.rows - len(messages)
-        if wanted > 0 and (messages or self._hand_over):
-            messages += self._consumer.consume(wanted, 0)
+        wanted = self._committer.sizer.rows - len(self._hand_over.stash)
+        fresh: list[Row] = []
+        if wanted > 0 and (self._hand_over.stash or self._hand_over):
+            fresh = self._consumer.consume(wanted, 0)
             self._polled_s = self._clients.monotonic_s()
             self._raise_fault()
+        # Only now: a callback in between forgets the rows of what it takes away.
+        messages, self._hand_over.stash = self._hand_over.stash + fresh, []
         if messages:
             self._hand_over_rows(messages)
         elif self._hand_over:

@@ -11,7 +11,6 @@ from bench.simulate.consumer import SimulatedConsumer
 from bench.simulate.group import Group
 from headrace.streams.commit import CheckedProducer
 from headrace.streams.committing import Committer
-from headrace.streams.handover import HandOver
 from headrace.streams.ownership import Ownership
 from headrace.streams.positions import OwnedPartition
 from headrace.streams.tickets import ProcessorTable
@@ -129,11 +128,5 @@ MUTATIONS = {
         CheckedProducer,
         "flush",
         lambda _self, _timeout_s: True,
-    ),
-    "stash": Mutation(
-        "rows that were read before an abort are taken twice",
-        HandOver,
-        "forget_rows",
-        lambda _self, _places: None,
     ),
 }

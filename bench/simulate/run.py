@@ -86,6 +86,8 @@ class Run:
         self._places()
         self._group = Group(world, self._inputs)
         self._options = draw.choice((1, 3, 10, 50)), draw.choice((10, 50, 300))
+        # A fifth of it is what a revoke may take.
+        self._poll_interval_ms = draw.choice((5_000, 300_000))
         self._workers: list[Worker] = []
         self._lives = itertools.count()
         self._backlog = kind != "one"
@@ -171,7 +173,7 @@ class Run:
             group=GROUP,
             routes=self._routes,
             topic_ids={topic: f"id-of-{topic}" for topic in self._routes},
-            consumer={},
+            consumer={"max.poll.interval.ms": self._poll_interval_ms},
             producer={},
             commit_interval_ms=interval_ms,
             batch_budget_ms=100,
