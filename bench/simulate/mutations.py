@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.simulate.consumer import SimulatedConsumer
 from bench.simulate.group import Group
+from headrace.streams import transaction
 from headrace.streams.commit import CheckedProducer
 from headrace.streams.committing import Committer
 from headrace.streams.ownership import Ownership
@@ -47,86 +48,76 @@ def _same_version(self: OwnedPartition, position: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """A method that is replaced while a seed runs."""
+    """What is replaced, by name in its class or module, while a seed runs."""
 
     about: str
-    owner: type
-    method: str
-    instead: Callable[..., Any]
+    replaced: tuple[tuple[Any, str, Callable[..., Any]], ...]
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Have the fault, for a while."""
-        right = vars(self.owner)[self.method]
-        setattr(self.owner, self.method, self.instead)
+        right = [(owner, name, vars(owner)[name]) for owner, name, _ in self.replaced]
+        for owner, name, wrong in self.replaced:
+            setattr(owner, name, wrong)
         try:
             yield
         finally:
-            setattr(self.owner, self.method, right)
+            for owner, name, what in right:
+                setattr(owner, name, what)
+
+
+def _mutation(about: str, *replaced: tuple[Any, str, Callable[..., Any]]) -> Mutation:
+    return Mutation(about, replaced)
 
 
 MUTATIONS = {
-    "position": Mutation(
-        "one more than was done is committed", OwnedPartition, "position", _one_too_far
+    "position": _mutation(
+        "one more than was done is committed", (OwnedPartition, "position", _one_too_far)
     ),
-    "state": Mutation(
-        "an abort leaves the state as it is", ProcessorTable, "abort", _keep_state
+    "state": _mutation(
+        "an abort leaves the state as it is", (ProcessorTable, "abort", _keep_state)
     ),
-    "seek": Mutation(
+    "seek": _mutation(
         "after an abort reading goes on where it was",
-        SimulatedConsumer,
-        "seek",
-        lambda _self, _partition: None,
+        (SimulatedConsumer, "seek", lambda _self, _partition: None),
     ),
-    "rewind": Mutation(
-        "after an abort the old position stays", OwnedPartition, "rewind", lambda _self, _at: None
+    "rewind": _mutation(
+        "after an abort the old position stays",
+        (OwnedPartition, "rewind", lambda _self, _offset: None),
     ),
-    "offsets": Mutation(
+    "offsets": _mutation(
         "a transaction goes without its offsets",
-        TransactionalProducer,
-        "send_offsets",
-        lambda _self, _offsets, _member, _timeout_s: True,
+        (TransactionalProducer, "send_offsets", lambda _self, *_: True),
     ),
-    "unanswered-aborted": Mutation(
+    "unanswered-aborted": _mutation(
         "a commit without an answer is taken for aborted",
-        ExactlyOnce,
-        "_find_out",
-        lambda self, _positions: bool(self._renew()),
+        (ExactlyOnce, "_find_out", lambda self, _positions: bool(self._renew())),
     ),
-    "unanswered-committed": Mutation(
+    "unanswered-committed": _mutation(
         "a commit without an answer is taken for done",
-        ExactlyOnce,
-        "_find_out",
-        lambda self, _positions: not self._renew(),
+        (ExactlyOnce, "_find_out", lambda self, _positions: not self._renew()),
     ),
-    "version": Mutation(
-        "transactions are not counted", OwnedPartition, "committed", _same_version
+    "version": _mutation(
+        "transactions are not counted", (OwnedPartition, "committed", _same_version)
     ),
-    "late-requests": Mutation(
+    "late-requests": _mutation(
         "an old request may meet the next transaction",
-        ExactlyOnce,
-        "_had_troubles",
-        lambda _self, _producer: False,
+        (ExactlyOnce, "_had_troubles", lambda _self, _producer: False),
     ),
-    "generation": Mutation(
-        "offsets of members that are gone are taken",
-        Group,
-        "is_valid",
-        lambda _self, _name, _generation: True,
+    "fences": _mutation(
+        "a worker that the group has given up may still commit",
+        (Group, "is_valid", lambda _self, _name, _generation: True),
+        (transaction, "fence_dead", lambda *_: None),
     ),
-    "revoke": Mutation(
-        "a revoke drops what is under way", Ownership, "_on_revoke", _give_up_at_once
+    "revoke": _mutation(
+        "a revoke drops what is under way", (Ownership, "_on_revoke", _give_up_at_once)
     ),
-    "doom": Mutation(
+    "doom": _mutation(
         "what is lost is committed all the same",
-        Committer,
-        "doom_open",
-        lambda _self, _partitions, _reason: None,
+        (Committer, "doom_open", lambda _self, _partitions, _reason: None),
     ),
-    "flush": Mutation(
+    "flush": _mutation(
         "offsets are committed before the outputs are there",
-        CheckedProducer,
-        "flush",
-        lambda _self, _timeout_s: True,
+        (CheckedProducer, "flush", lambda _self, _timeout_s: True),
     ),
 }
