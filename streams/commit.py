@@ -50,6 +50,12 @@ class Position:
     offset: int
     topic_id: str
     version: int = 0
+    checkpoint: str = ""
+    origin: int = 0
+
+    def note(self, writer: str = "") -> CommitNote:
+        """Return what travels with the offset."""
+        return CommitNote(self.topic_id, self.version, writer, self.checkpoint, self.origin)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +65,15 @@ class CommitNote:
     ``topic_id`` tells a recreated topic from the one that the offset belongs to. ``version`` counts
     the partition's transactions and ``writer`` is the transactional id that wrote the last one:
     together they tell whether a commit whose answer was lost has happened. ``checkpoint`` names
-    the state that was kept up to here, if one was.
+    the newest state that was kept, if one was. ``origin`` is the first offset that the group ever
+    read of the partition: a state without what lies there is not whole.
     """
 
     topic_id: str
     version: int = 0
     writer: str = ""
     checkpoint: str = ""
+    origin: int = 0
 
     def dump(self) -> str:
         """Return the note as compact JSON; readers ignore keys that they do not know."""
@@ -83,7 +91,7 @@ def load_note(metadata: str | None) -> CommitNote | None:
         return None
     if not isinstance(content, dict):
         return None
-    types = {"topic_id": str, "version": int, "writer": str, "checkpoint": str}
+    types = {"topic_id": str, "version": int, "writer": str, "checkpoint": str, "origin": int}
     known = {name: content[name] for name in types if isinstance(content.get(name), types[name])}
     return CommitNote(**known) if "topic_id" in known else None
 
@@ -362,7 +370,7 @@ class AtLeastOnce:
             log.warning("outputs_not_delivered_yet", waiting=len(self._producer))
             return False
         offsets = [
-            TopicPartition(p.topic, p.partition, p.offset, metadata=CommitNote(p.topic_id).dump())
+            TopicPartition(p.topic, p.partition, p.offset, metadata=p.note().dump())
             for p in positions
         ]
         if not offsets:

@@ -36,7 +36,8 @@ class OwnedPartition:
     Offsets: below ``emit_from`` rows are replayed in silence; ``next_offset`` is the next one to
     hand over, ``done_offset`` the next one whose outputs are not sent yet, ``committed_offset``
     what the group knows. ``end_told`` says that the processor knows it has seen all there is.
-    ``version`` counts the transactions that have committed the partition.
+    ``version`` counts the transactions that have committed the partition. ``checkpoint`` names its
+    newest one, ``origin`` is the first offset that the group ever read.
     """
 
     topic: str
@@ -51,6 +52,8 @@ class OwnedPartition:
     end_told: bool = False
     newest_arrival_ms: int | None = None
     version: int = 0
+    checkpoint: str = ""
+    origin: int = 0
 
     @property
     def replay_rows(self) -> int:
@@ -71,7 +74,13 @@ class OwnedPartition:
         if known or self.done_offset < self.emit_from:
             return None
         return Position(
-            self.topic, self.partition, self.done_offset, self.topic_id, self.version + 1
+            self.topic,
+            self.partition,
+            self.done_offset,
+            self.topic_id,
+            self.version + 1,
+            self.checkpoint,
+            self.origin,
         )
 
     def committed(self, position: Position) -> None:
@@ -127,9 +136,36 @@ def own(
                 done_offset=low,
                 high_offset=high,
                 version=0 if note is None else note.version,
+                origin=low if note is None or fault is not None else note.origin,
             )
         )
     return owned
+
+
+def refuse_lost_history(owned: OwnedPartition, mismatch: Mismatch) -> None:
+    """See to it that a state without its beginning is nobody's surprise.
+
+    Raises:
+        PositionError: If the log no longer holds what the group once read, and no checkpoint does.
+
+    """
+    if not owned.emit_from or owned.checkpoint or owned.next_offset <= owned.origin:
+        return
+    where = f"{owned.topic}[{owned.partition}]"
+    if mismatch != "stop":
+        log.warning("history_is_missing", place=where, start=owned.next_offset)
+        owned.origin = owned.next_offset
+        if mismatch == "replay":
+            owned.emit_from, owned.committed_offset = owned.next_offset, -1
+        return
+    rule = f"begin at offset {owned.origin}, where the group first read, or at a checkpoint"
+    got = f"a log from offset {owned.next_offset} on, committed up to {owned.emit_from}"
+    hint = (
+        "put the checkpoint folder back, or start once with `headrace worker --on-mismatch skip`"
+        " (goes on at the committed offset) or `replay` (emits all again): the history before"
+        " is missing then"
+    )
+    raise PositionError(explain("the state", rule, got, where, hint))
 
 
 def claim(consumer: ConsumerClient, owned: list[OwnedPartition], writer: str) -> None:
@@ -142,7 +178,9 @@ def claim(consumer: ConsumerClient, owned: list[OwnedPartition], writer: str) ->
             one.topic,
             one.partition,
             max(one.emit_from, one.next_offset),
-            metadata=CommitNote(one.topic_id, one.version, writer).dump(),
+            metadata=CommitNote(
+                one.topic_id, one.version, writer, one.checkpoint, one.origin
+            ).dump(),
         )
         for one in owned
     ]
