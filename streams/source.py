@@ -165,6 +165,7 @@ class Source:
             self._undo_when_drained()
             return
         self._ownership.restore()
+        self._ownership.tell_backlogs()
         self._ownership.report_replay()
         self._take_due()
         self._steer()
@@ -221,6 +222,7 @@ class Source:
             self._raise_fault()
         # Only now: a callback in between forgets the rows of what it takes away.
         messages, self._hand_over.stash = self._hand_over.stash + fresh, []
+        self._ownership.tell_backlogs()
         if messages:
             self._hand_over_rows(messages)
         elif self._hand_over:
