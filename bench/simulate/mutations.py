@@ -18,10 +18,11 @@ from headrace.streams.tickets import ProcessorTable
 from headrace.streams.transaction import ExactlyOnce, TransactionalProducer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 _position = OwnedPartition.position
 _release = Ownership._release
+_begin = Ownership._begin
 _committed = OwnedPartition.committed
 
 
@@ -40,6 +41,11 @@ def _keep_state(self: ProcessorTable) -> dict[tuple[str, int], int]:
 
 def _give_up_at_once(self: Ownership, _consumer: Any, partitions: list[Any]) -> None:
     _release(self, partitions, flush=True)
+
+
+def _begin_at_once(self: Ownership, started: Sequence[OwnedPartition]) -> None:
+    _begin(self, started)
+    self.tell_backlogs()
 
 
 def _same_version(self: OwnedPartition, position: Any) -> None:
@@ -115,6 +121,9 @@ MUTATIONS = {
     "doom": _mutation(
         "what is lost is committed all the same",
         (Committer, "doom_open", lambda _self, _partitions, _reason: None),
+    ),
+    "backlogs": _mutation(
+        "tickets are handed over while a commit waits", (Ownership, "_begin", _begin_at_once)
     ),
     "flush": _mutation(
         "offsets are committed before the outputs are there",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.simulate.broker import Broker, Entry, Log
 from bench.simulate.cases import CASES, KINDS, case
 from bench.simulate.chaos import AWAY_S, FREEZE_S, Chaos
+from bench.simulate.checkpoints import checkpoint_feed
 from bench.simulate.checks import Finding, Reader, check_outputs
 from bench.simulate.group import Group
 from bench.simulate.process import Process
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 GROUP = "headrace.spend"
 EPOCH_MS = 1_790_000_000_000
+# Files are real, but need not last.
+MEMORY = Path("/dev/shm")
 YEAR_MS = 365 * 24 * 3_600_000
 DEADLINE_S = 900.0
 # After the last fault everything must be over by then.
@@ -49,8 +54,12 @@ class Result:
 
 def simulate(seed: int, *, trace: bool = False, later_ms: int = 0) -> Result:
     """Run a seed; with ``later_ms`` on a wall clock that is so much later."""
-    world = World(seed, trace=trace)
-    run = Run(world, EPOCH_MS + later_ms)
+    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+        return _simulate(World(seed, trace=trace), seed, EPOCH_MS + later_ms, Path(folder))
+
+
+def _simulate(world: World, seed: int, epoch_ms: int, folder: Path) -> Result:
+    run = Run(world, epoch_ms, folder)
     finding = ""
     try:
         run.play()
@@ -74,9 +83,10 @@ def _place(error: BaseException) -> str:
 class Run:
     """The broker, the workers and the faults of one run."""
 
-    def __init__(self, world: World, epoch_ms: int) -> None:
+    def __init__(self, world: World, epoch_ms: int, folder: Path) -> None:
         draw = world.draw
         self._world = world
+        self._epoch_ms = epoch_ms
         self._exactly_once = draw.random() < 0.75
         kind = draw.choice(KINDS)
         self._case: Case = case(kind, draw.randrange(CASES))
@@ -86,6 +96,10 @@ class Run:
         self._places()
         self._group = Group(world, self._inputs)
         self._options = draw.choice((1, 3, 10, 50)), draw.choice((10, 50, 300))
+        # How often state is kept, and whether all workers see what one of them has kept.
+        self._keep_ms = draw.choice((0, 0, 100, 1_000))
+        self._shared = draw.random() < 0.5
+        self._folder = folder
         # A fifth of it is what a revoke may take.
         self._poll_interval_ms = draw.choice((5_000, 300_000))
         self._workers: list[Worker] = []
@@ -182,7 +196,11 @@ class Run:
             worker=f"{GROUP}.{ordinal}" if self._exactly_once else None,
         )
         case = self._case
-        worker = Worker(one, self._broker, self._of, options, case.plan, case.context)
+        feed = None
+        if self._keep_ms:
+            folder = self._folder if self._shared else self._folder / str(ordinal)
+            feed = checkpoint_feed(one, folder, GROUP, case.plan, self._epoch_ms, self._keep_ms)
+        worker = Worker(one, self._broker, self._of, options, case.plan, case.context, feed)
         worker.ordinal = ordinal
         self._workers.append(worker)
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bench.simulate.group import Group
     from headrace.features.plan import PipelinePlan
     from headrace.streams.batch import EventBatch, Outputs
+    from headrace.streams.checkpoint_feed import CheckpointFeed
     from headrace.streams.context import ProcessorContext
     from headrace.streams.positions import OwnedPartition
     from headrace.streams.source_options import SourceOptions
@@ -89,12 +90,14 @@ class Worker:
         options: SourceOptions,
         plan: PipelinePlan,
         context: ProcessorContext,
+        checkpoints: CheckpointFeed | None,
     ) -> None:
         self.process = one
         self._clients = SimulatedClients(one, broker, groups)
         self._options = options
         self._plan = plan
         self._context = context
+        self._checkpoints = checkpoints
         self._free_s = 0.0
         self.source: Source | None = None
         self.ordinal = 0
@@ -114,7 +117,9 @@ class Worker:
                 lambda topic, partition: build(self._plan, topic, partition, self._context),
                 self._submit,
                 self,
-                clients=self._clients,
+                [] if self._checkpoints is None else [self._checkpoints],
+                self._checkpoints,
+                self._clients,
             )
             self.source.run()
             self.ended = "stopped"
