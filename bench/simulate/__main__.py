@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
 import time
 from collections import Counter
@@ -35,7 +36,7 @@ def regressions() -> list[int]:
 
 def run_seeds(seeds: Iterable[int], jobs: int = JOBS) -> list[Result]:
     """Run seeds in some processes and return how they went, in order."""
-    with ProcessPoolExecutor(jobs, initializer=_quiet) as pool:
+    with _pool(jobs) as pool:
         return list(pool.map(simulate, seeds, chunksize=CHUNK))
 
 
@@ -86,7 +87,7 @@ def _one(seed: int, *, trace: bool) -> int:
 def _mutations() -> int:
     print(f"{'mutation':<22}{'found by seed':<16}what is wrong on purpose")
     missed = 0
-    with ProcessPoolExecutor(JOBS, initializer=_quiet) as pool:
+    with _pool(JOBS) as pool:
         for name, caught in zip(MUTATIONS, pool.map(caught_by, MUTATIONS), strict=True):
             missed += caught is None
             seed = f"none of {MUTATION_SEEDS}" if caught is None else str(caught[0])
@@ -94,6 +95,11 @@ def _mutations() -> int:
             if caught is not None:
                 print(f"{'':<38}{caught[1][:120]}")
     return 1 if missed else 0
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    # Not forked: tests have threads.
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _quiet)
 
 
 def _quiet() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bench.simulate.consumer import SimulatedConsumer
 from bench.simulate.group import Group
 from headrace.streams import transaction
+from headrace.streams.checkpoint_feed import CheckpointFeed
 from headrace.streams.commit import CheckedProducer
 from headrace.streams.committing import Committer
 from headrace.streams.ownership import Ownership
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _position = OwnedPartition.position
 _release = Ownership._release
 _begin = Ownership._begin
-_committed = OwnedPartition.committed
+_restore = CheckpointFeed.restore
 
 
 def _one_too_far(self: OwnedPartition, *, again: bool = False) -> Any:
@@ -46,6 +47,19 @@ def _give_up_at_once(self: Ownership, _consumer: Any, partitions: list[Any]) -> 
 def _begin_at_once(self: Ownership, started: Sequence[OwnedPartition]) -> None:
     _begin(self, started)
     self.tell_backlogs()
+
+
+def _publish_at_once(self: CheckpointFeed, kept: Any) -> None:
+    if kept.capture is not None and kept.ended and not kept.posted:
+        kept.posted = True
+        self._writer.publish(kept.capture)
+
+
+def _skip_a_row(self: CheckpointFeed, owned: OwnedPartition, make: Any) -> Any:
+    processor = _restore(self, owned, make)
+    if owned.next_offset < owned.emit_from:
+        owned.next_offset += 1
+    return processor
 
 
 def _same_version(self: OwnedPartition, position: Any) -> None:
@@ -124,6 +138,13 @@ MUTATIONS = {
     ),
     "backlogs": _mutation(
         "tickets are handed over while a commit waits", (Ownership, "_begin", _begin_at_once)
+    ),
+    "checkpoint-early": _mutation(
+        "a checkpoint is believed before its rows are committed",
+        (CheckpointFeed, "_publish", _publish_at_once),
+    ),
+    "checkpoint-offset": _mutation(
+        "a restored state goes on one row too far", (CheckpointFeed, "restore", _skip_a_row)
     ),
     "flush": _mutation(
         "offsets are committed before the outputs are there",
