@@ -3,57 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.simulate.mutations import MUTATIONS
 from bench.simulate.run import simulate
-from headrace.runtime.logging import configure
+from bench.simulate.seeds import JOBS, MUTATION_SEEDS, catches, quiet, regressions, run_seeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
-    from bench.simulate.run import Result
-
-REGRESSIONS = Path(__file__).with_name("regressions.txt")
-JOBS = 2
-CHUNK = 20
 SEEDS = 1000
-# Seeds within which a mutation must be found.
-MUTATION_SEEDS = 400
-
-
-def regressions() -> list[int]:
-    """Return the seeds that have found something once, and are run first for ever."""
-    lines = REGRESSIONS.read_text(encoding="utf-8").splitlines()
-    return [int(line.split("#")[0]) for line in lines if line.split("#")[0].strip()]
-
-
-def run_seeds(seeds: Iterable[int], jobs: int = JOBS) -> list[Result]:
-    """Run seeds in some processes and return how they went, in order."""
-    with _pool(jobs) as pool:
-        return list(pool.map(simulate, seeds, chunksize=CHUNK))
-
-
-def caught_by(name: str, seeds: int = MUTATION_SEEDS) -> tuple[int, str] | None:
-    """Return the first seed that finds a mutation, with what it says; None where none does."""
-    for seed in range(seeds):
-        with MUTATIONS[name].applied():
-            result = simulate(seed)
-        if result.finding:
-            return seed, result.finding
-    return None
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run what the command line says and return the exit code: 1 where something was found."""
     options = _options(arguments)
-    _quiet()
+    quiet()
     if options.mutations:
         return _mutations()
     if options.seed is not None:
@@ -80,30 +48,22 @@ def _one(seed: int, *, trace: bool) -> int:
     result = simulate(seed, trace=trace)
     for line in result.trace:
         print(line)
-    print(f"seed {seed}: {result.finding or 'all right'} ({', '.join(result.faults) or 'no faults'})")
+    print(
+        f"seed {seed}: {result.finding or 'all right'} ({', '.join(result.faults) or 'no faults'})"
+    )
     return 1 if result.finding else 0
 
 
 def _mutations() -> int:
     print(f"{'mutation':<22}{'found by seed':<16}what is wrong on purpose")
     missed = 0
-    with _pool(JOBS) as pool:
-        for name, caught in zip(MUTATIONS, pool.map(caught_by, MUTATIONS), strict=True):
-            missed += caught is None
-            seed = f"none of {MUTATION_SEEDS}" if caught is None else str(caught[0])
-            print(f"{name:<22}{seed:<16}{MUTATIONS[name].about}")
-            if caught is not None:
-                print(f"{'':<38}{caught[1][:120]}")
+    for name, caught in catches():
+        missed += caught is None
+        seed = f"none of {MUTATION_SEEDS}" if caught is None else str(caught[0])
+        print(f"{name:<22}{seed:<16}{MUTATIONS[name].about}", flush=True)
+        if caught is not None:
+            print(f"{'':<38}{caught[1][:120]}")
     return 1 if missed else 0
-
-
-def _pool(jobs: int) -> ProcessPoolExecutor:
-    # Not forked: tests have threads.
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _quiet)
-
-
-def _quiet() -> None:
-    configure(level="critical")
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 _position = OwnedPartition.position
-_release = Ownership._release
-_begin = Ownership._begin
+_release = Ownership._release  # noqa: SLF001 -- what is wrong on purpose is inside
+_begin = Ownership._begin  # noqa: SLF001
 _restore = CheckpointFeed.restore
 
 

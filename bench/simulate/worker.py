@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from confluent_kafka import KafkaException
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.features.plan import PipelinePlan
     from headrace.streams.batch import EventBatch, Outputs
     from headrace.streams.checkpoint_feed import CheckpointFeed
+    from headrace.streams.clients import ConsumerClient, ProducerClient
     from headrace.streams.context import ProcessorContext
     from headrace.streams.positions import OwnedPartition
     from headrace.streams.source_options import SourceOptions
@@ -47,17 +48,17 @@ class SimulatedClients:
         """Return the virtual clock."""
         return self._process.world.now_s
 
-    def consumer(self, properties: Mapping[str, Any]) -> SimulatedConsumer:
+    def consumer(self, properties: Mapping[str, Any]) -> ConsumerClient:
         """Make a consumer."""
         made = SimulatedConsumer(self._process, self._broker, self._groups, properties)
         self.consumers.append(made)
-        return made
+        return cast("ConsumerClient", made)
 
-    def producer(self, properties: Mapping[str, Any]) -> SimulatedProducer:
+    def producer(self, properties: Mapping[str, Any]) -> ProducerClient:
         """Make a producer."""
         made = SimulatedProducer(self._process, self._broker, self._groups, properties)
         self.producers.append(made)
-        return made
+        return cast("ProducerClient", made)
 
     def members(self, client: Mapping[str, Any], group: str) -> set[str]:
         """Return the instance ids of a group's members."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from bench.simulate.__main__ import caught_by, regressions, run_seeds
+from bench.simulate.__main__ import main
 from bench.simulate.chaos import PROCESS_FAULTS, REQUEST_FAULTS
 from bench.simulate.mutations import MUTATIONS
 from bench.simulate.run import YEAR_MS, simulate
+from bench.simulate.seeds import caught_by, regressions, run_seeds
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SEEDS = 1000
@@ -70,3 +72,17 @@ def test_a_wall_clock_one_year_later_gives_the_same_bytes():
         now, later = simulate(seed), simulate(seed, later_ms=YEAR_MS)
         assert now.outputs
         assert now.outputs == later.outputs
+
+
+def test_the_commands_of_the_page_run(capsys):
+    page = (REPOSITORY / "docs" / "simulation.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^\./dev simulate *([^#\n]*)", page, re.MULTILINE)
+    assert len(commands) >= 4
+
+    for command in commands:
+        arguments = command.split()
+        if "--mutations" not in arguments and "--seed" not in arguments:
+            arguments += ["--seeds", "4", "--jobs", "1"]
+        if "--mutations" not in arguments:
+            assert main(arguments) == 0
+    assert "0 with findings" in capsys.readouterr().out
