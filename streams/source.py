@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 
 from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
@@ -20,7 +20,7 @@ from headrace.streams.clients import KafkaClients
 from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, producer_properties
 from headrace.streams.committing import Committer
 from headrace.streams.companions import NoRestorer
-from headrace.streams.errors import DeliveryError, FencedError, PositionError
+from headrace.streams.errors import DeliveryError, FencedError, PositionError, fenced
 from headrace.streams.flow import Flow
 from headrace.streams.handover import HandOver
 from headrace.streams.intake import backlog_batch, batches, end_batch, group
@@ -48,6 +48,7 @@ STALL_S = 1.0
 
 # librdkafka spells its local codes with a leading underscore.
 _END = KafkaError._PARTITION_EOF
+_FATAL = KafkaError._FATAL
 _NOT_RETRIED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
@@ -217,9 +218,12 @@ class Source:
         wanted = self._committer.sizer.rows - len(self._hand_over.stash)
         fresh: list[Row] = []
         if wanted > 0 and (self._hand_over.stash or self._hand_over):
+            undone = self._committer.undone
             fresh = self._consumer.consume(wanted, 0)
             self._polled_s = self._clients.monotonic_s()
             self._raise_fault()
+            if self._committer.undone != undone:
+                fresh = self._read_again(fresh)
         # Only now: a callback in between forgets the rows of what it takes away.
         messages, self._hand_over.stash = self._hand_over.stash + fresh, []
         self._ownership.tell_backlogs()
@@ -227,6 +231,19 @@ class Source:
             self._hand_over_rows(messages)
         elif self._hand_over:
             self._hand_over.wait(BUSY_WAIT_S)
+
+    def _read_again(self, rows: list[Row]) -> list[Row]:
+        """Drop rows of a call within which a transaction was undone, in the callback of a revoke.
+
+        Some were fetched before partitions went back, some after, and nothing tells which.
+        """
+        places = dict.fromkeys((r.topic(), r.partition()) for r in rows + self._hand_over.stash)
+        self._hand_over.stash.clear()
+        for place in places:
+            owned = self._owned.get(place)
+            if owned is not None:
+                self._consumer.seek(TopicPartition(*place, owned.next_offset))
+        return []
 
     def _poll(self, timeout_s: float) -> None:
         """Wait for one message: unlike ``consume`` this returns with the first."""
@@ -293,8 +310,9 @@ class Source:
                     "the topic was cut or made anew while the worker ran: start the worker again",
                 )
             )
-        if error.fatal():
-            raise KafkaException(error)
+        # An event has the code of a fatal error, and says that it is none.
+        if error.code() == _FATAL:
+            raise fenced("member", str(self._options.worker), error.str())
         log.warning("consumer_trouble", error=error.str(), topic=event.topic())
         return []
 
