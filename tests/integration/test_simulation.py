@@ -23,6 +23,7 @@ FAULTS_MIN = 100
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_thousand_seeds_lose_nothing_repeat_nothing_and_change_no_bit():
     results = run_seeds([*regressions(), *range(SEEDS)])
 
