@@ -122,7 +122,7 @@ def _options(arguments: Sequence[str], rows: dict[int, Row]) -> argparse.Namespa
         parser.error(f"--rows must be among {','.join(map(str, rows))}; got {options.rows}")
     options.rows = asked or [n for n, row in rows.items() if row.ci or not options.ci]
     resized = any(one is not None for one in (options.runs, options.events, options.seconds))
-    # What stands in the docs was measured at full size, or is asked to stand there; it says its size.
+    # What stands in the docs was measured at full size, unless it is asked for; it says its size.
     options.publish |= not options.ci and not resized
     return options
 
