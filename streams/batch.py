@@ -19,7 +19,9 @@ class EventBatch:
 
     Rows with an offset below ``emit_from`` are replayed in silence: they change state, nothing of
     them is emitted. ``at_end`` says that the partition held no later message when this was read;
-    a batch of no rows with ``at_end`` reports exactly that.
+    a batch of no rows with ``at_end`` reports exactly that. ``unsent`` names the re-key topics that
+    lack the rows below ``emit_from``, which another plan has emitted: they are sent there, as
+    silent ones.
     """
 
     topic: str
@@ -32,6 +34,7 @@ class EventBatch:
     headers: list[list[tuple[str, bytes]] | None]
     emit_from: int
     at_end: bool
+    unsent: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.values)

@@ -101,7 +101,7 @@ def target_of(project: Project) -> Target:
     specs = topics.topic_specs(
         plan.project,
         sources,
-        {p.name: [s.entity for s in p.stages if not s.direct] for p in plan.pipelines},
+        {p.name: [s.topic for s in p.stages if not s.direct] for p in plan.pipelines},
         partitions=settings.topics.partitions,
         replication=settings.topics.replication,
         source_config={k: str(v) for k, v in settings.topics.properties.items()},
