@@ -19,9 +19,10 @@ class EventBatch:
 
     Rows with an offset below ``emit_from`` are replayed in silence: they change state, nothing of
     them is emitted. ``at_end`` says that the partition held no later message when this was read;
-    a batch of no rows with ``at_end`` reports exactly that. ``unsent`` names the re-key topics that
-    lack the rows below ``emit_from``, which another plan has emitted: they are sent there, as
-    silent ones.
+    a batch of no rows with ``at_end`` reports exactly that. With ``alive`` it was reported before,
+    and is said once more to those who wait for it, in messages that carry this mark. ``unsent``
+    names the re-key topics that lack the rows below ``emit_from``, which another plan has emitted:
+    they are sent there, as silent ones.
     """
 
     topic: str
@@ -34,6 +35,7 @@ class EventBatch:
     headers: list[list[tuple[str, bytes]] | None]
     emit_from: int
     at_end: bool
+    alive: bytes | None = None
     unsent: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
@@ -133,6 +135,8 @@ class Outputs:
 
     ``rejected`` counts rows by DLQ reason; ``scored_arrival_time_ms`` holds the broker's timestamps
     of the scored events (for the end-to-end latency), None when nothing was scored.
+    ``held`` counts the rows that a re-keyed stage holds back after the batch; ``waits_for_ms`` is
+    how far the slowest lane has come that it waits for.
     ``stage_seconds`` is what the processor took; its caller sets it, since it reads no clock.
     """
 
@@ -146,6 +150,8 @@ class Outputs:
     event_time_ms_max: int | None = None
     online: list[OnlineBlock] = field(default_factory=list)
     forgotten: np.ndarray | None = None
+    held: int = 0
+    waits_for_ms: int | None = None
     stage_seconds: float = 0.0
 
 

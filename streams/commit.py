@@ -11,23 +11,18 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import orjson
-from confluent_kafka import (
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    Producer,
-    TopicPartition,
-)
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
+from headrace.streams.clients import KafkaClients
 from headrace.streams.errors import DeliveryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from headrace.streams.batch import Outputs, SingleOutput
+    from headrace.streams.clients import Clients, ConsumerClient
 
 log = get_logger(__name__)
 
@@ -114,7 +109,7 @@ class Guarantee(Protocol):
         """Get ready, before the first partition is owned."""
         ...
 
-    def take_over(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def take_over(self, partitions: list[TopicPartition]) -> None:
         """End what former owners of partitions have left open."""
         ...
 
@@ -181,11 +176,14 @@ class CheckedProducer:
     """
 
     def __init__(
-        self, properties: Mapping[str, Any], on_wait: Callable[[], None] = lambda: None
+        self,
+        properties: Mapping[str, Any],
+        on_wait: Callable[[], None] = lambda: None,
+        clients: Clients | None = None,
     ) -> None:
         self._failures: list[str] = []
         self._on_wait = on_wait
-        self._producer = Producer(
+        self._producer = (clients or KafkaClients()).producer(
             {**properties, "on_delivery": self._delivered, "error_cb": self._errored}
         )
 
@@ -333,14 +331,14 @@ class AtLeastOnce:
     undoes = False
     open_s = 0.0
 
-    def __init__(self, producer: CheckedProducer, consumer: Consumer) -> None:
+    def __init__(self, producer: CheckedProducer, consumer: ConsumerClient) -> None:
         self._producer = producer
         self._consumer = consumer
 
     def start(self) -> None:
         """Do nothing: the producer connects by itself."""
 
-    def take_over(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def take_over(self, partitions: list[TopicPartition]) -> None:
         """Do nothing: nobody leaves anything open."""
 
     def poll(self) -> None:
@@ -370,10 +368,7 @@ class AtLeastOnce:
         if not offsets:
             return True
         try:
-            if wait:
-                self._consumer.commit(offsets=offsets, asynchronous=False)
-            else:
-                self._consumer.commit(offsets=offsets, asynchronous=True)
+            self._consumer.commit(offsets=offsets, asynchronous=not wait)
         except KafkaException as error:
             log.warning("offsets_not_committed", error=error.args[0].str())
             return False

@@ -14,6 +14,8 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from headrace.runtime.errors import KafkaUnavailableError, explain
 from headrace.runtime.logging import get_logger
+from headrace.streams.batch import EventBatch, Forget
+from headrace.streams.companions import Companion
 from headrace.streams.erasures import (
     ErasureBook,
     ErasurePosition,
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from headrace.features.plan import PipelinePlan, StagePlan
-    from headrace.streams.batch import EventBatch, Forget
+    from headrace.streams.batch import Look, Outputs
     from headrace.streams.erasures import Erasure
+    from headrace.streams.online_feed import OnlineFeed
     from headrace.streams.positions import OwnedPartition
 
 log = get_logger(__name__)
@@ -150,14 +153,21 @@ class _Kept:
     placed: set[str] = field(default_factory=set)
 
 
-class ErasureFeed:
+class ErasureFeed(Companion):
     """Puts forgets between the batches of the partitions that a worker owns."""
 
-    def __init__(self, plan: PipelinePlan, log_: ErasureLog, topic_ids: Mapping[str, str]) -> None:
-        """Serve the stages of ``plan``."""
+    def __init__(
+        self,
+        plan: PipelinePlan,
+        log_: ErasureLog,
+        topic_ids: Mapping[str, str],
+        online: OnlineFeed | None = None,
+    ) -> None:
+        """Serve the stages of ``plan``; ``online`` erases what is served of their keys."""
         self._plan = plan
         self._log = log_
         self._topic_ids = topic_ids
+        self._online = online
         self._stages = {stage.topic: stage for stage in plan.stages}
         self._kept: dict[tuple[str, int], _Kept] = {}
         self._next_s = 0.0
@@ -182,13 +192,31 @@ class ErasureFeed:
                 if position is not None:
                     self._wait(kept, request, position)
 
-    def released(self, keys: Iterable[tuple[str, int]]) -> None:
+    def released(self, places: Iterable[tuple[str, int]], *, flush: bool) -> None:
         """Let partitions go."""
-        for key in keys:
-            self._kept.pop(key, None)
+        del flush
+        for place in places:
+            self._kept.pop(place, None)
 
-    def cut(self, owned: OwnedPartition, batch: EventBatch) -> Sequence[EventBatch | Forget]:
-        """Return a batch in parts, with what is to be forgotten between them."""
+    def cut(
+        self, owned: OwnedPartition, parts: list[EventBatch | Forget]
+    ) -> list[EventBatch | Forget]:
+        """Return batches in parts, with what is to be forgotten between them."""
+        return [
+            piece
+            for part in parts
+            for piece in (self._cut(owned, part) if isinstance(part, EventBatch) else [part])
+        ]
+
+    def settled(self, item: EventBatch | Look | Forget, outputs: Outputs) -> None:
+        """Let it be said that a key is forgotten, once the online store knows nothing of it."""
+        slots = outputs.forgotten
+        if not isinstance(item, Forget) or slots is None:
+            return
+        if self._online is None or not self._online.forgotten(item, slots, self.confirm):
+            self.confirm(item, len(slots))
+
+    def _cut(self, owned: OwnedPartition, batch: EventBatch) -> Sequence[EventBatch | Forget]:
         kept = self._kept.get((owned.topic, owned.partition))
         if kept is None or not kept.waiting or not len(batch):
             return [batch]
@@ -212,7 +240,7 @@ class ErasureFeed:
                 kept.waiting = sorted([*again, *kept.waiting], key=lambda one: one.position)
         self.committed()
 
-    def due(self) -> list[Forget]:
+    def due(self, room: int) -> list[Forget]:
         """Return what is to be forgotten now, after all that was handed over.
 
         Requests that came since are given a position; that is on the broker when this returns.
@@ -221,6 +249,7 @@ class ErasureFeed:
             KafkaUnavailableError: If the broker does not take a position.
 
         """
+        del room
         now_s = time.monotonic()
         if now_s < self._next_s:
             return []

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 class Onward(NamedTuple):
-    """Rows to hand on, their positions in the lane, and how far it has come with them."""
+    """Rows to hand on, their positions in the lane, and how far it has come with them.
+
+    ``again``: there are none, and all it says is that the lane is still at its end.
+    """
 
     rows: StreamRows | None
     position: np.ndarray | None
@@ -25,6 +28,7 @@ class Onward(NamedTuple):
     watermark_ms: int
     at_end: bool
     opening: bool
+    again: bool = False
 
 
 class Exit(Protocol):
@@ -67,6 +71,9 @@ class HopExit:
 
     def write(self, onward: Onward, outputs: Outputs) -> None:
         """Add to ``outputs`` the messages for the next stage."""
+        if onward.again:
+            outputs.single += self._sender.say_again(onward.last, onward.watermark_ms)
+            return
         outputs.single += self._sender.send(
             onward.rows,
             onward.position,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaException, Producer
+from confluent_kafka import KafkaException
 
-from headrace.runtime.kafka import admin
 from headrace.runtime.logging import get_logger
 from headrace.streams.commit import load_note
 
@@ -15,13 +14,19 @@ if TYPE_CHECKING:
 
     from confluent_kafka import TopicPartition
 
+    from headrace.streams.clients import Clients
+
 log = get_logger(__name__)
 
 ANSWER_S = 10.0
 
 
 def fence_dead(
-    client: Mapping[str, Any], own_id: str, partitions: list[TopicPartition], group: str
+    clients: Clients,
+    client: Mapping[str, Any],
+    own_id: str,
+    partitions: list[TopicPartition],
+    group: str,
 ) -> None:
     """Fence the last writers of partitions that are not members of ``group`` any more.
 
@@ -29,21 +34,23 @@ def fence_dead(
     readers seconds, never a record.
     """
     try:
-        dead = _writers(client, group, partitions) - {own_id}
+        dead = _writers(clients, client, group, partitions) - {own_id}
         if dead:
-            dead -= _members(client, group)
+            dead -= clients.members(client, group)
         for writer in sorted(dead):
-            _fence(client, writer)
+            _fence(clients, client, writer)
     except (KafkaException, TimeoutError) as error:
         log.warning("dead_workers_not_fenced", error=str(error))
 
 
-def _writers(client: Mapping[str, Any], group: str, partitions: list[TopicPartition]) -> set[str]:
+def _writers(
+    clients: Clients, client: Mapping[str, Any], group: str, partitions: list[TopicPartition]
+) -> set[str]:
     """Return the transactional ids that the partitions' committed offsets name.
 
     As they were before any open transaction: asked for stable ones, the broker would wait for it.
     """
-    reader = Consumer(
+    reader = clients.consumer(
         {
             **client,
             "group.id": group,
@@ -59,16 +66,7 @@ def _writers(client: Mapping[str, Any], group: str, partitions: list[TopicPartit
     return {note.writer for note in notes if note is not None and note.writer}
 
 
-def _members(client: Mapping[str, Any], group: str) -> set[str]:
-    """Return the instance ids of the group's members."""
-    # Held until the answer is there: a client that is collected answers nobody.
-    connection = admin(client)
-    asked = connection.describe_consumer_groups([group], request_timeout=ANSWER_S)
-    members = asked[group].result(2 * ANSWER_S).members
-    return {member.group_instance_id for member in members if member.group_instance_id}
-
-
-def _fence(client: Mapping[str, Any], writer: str) -> None:
-    producer = Producer({**client, "transactional.id": writer, "log_level": 3})
+def _fence(clients: Clients, client: Mapping[str, Any], writer: str) -> None:
+    producer = clients.producer({**client, "transactional.id": writer, "log_level": 3})
     producer.init_transactions(ANSWER_S)
     log.info("dead_worker_fenced", transactional_id=writer)

@@ -131,6 +131,13 @@ def end_batch(owned: OwnedPartition) -> EventBatch:
     return _batch(owned, [], [], at_end=True)
 
 
+def alive_batch(owned: OwnedPartition, mark: bytes) -> EventBatch:
+    """Return the batch of no rows that says once more that the partition is at its end."""
+    batch = _batch(owned, [], [], at_end=True)
+    batch.alive = mark
+    return batch
+
+
 def backlog_batch(owned: OwnedPartition) -> EventBatch:
     """Return the batch of no rows that says: there is a backlog, wait for this partition."""
     return _batch(owned, [], [], at_end=False)

@@ -17,11 +17,15 @@ from headrace.runtime.errors import explain
 from headrace.streams.errors import LaneError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     import pyarrow as pa
 
 LANE_HEADER = "headrace.lane"
+ALIVE_HEADER = "headrace.alive"
+"""Marks a message that only says which lanes are still at their end; see ``streams.flow``."""
+TRUST_MS = 3_000
+"""For how long of the broker's time a lane's word that it is at its end is taken."""
 NEVER = -(1 << 62)
 """Watermark of a lane that no message has told of: it blocks every row."""
 RESUMED = -1
@@ -62,20 +66,32 @@ class LaneNote:
         return LANE_HEADER, text.encode()
 
     @classmethod
+    def parse(cls, text: bytes) -> LaneNote:
+        """Read what ``header`` has written."""
+        parts = text.decode().split(" ")
+        fingerprint, source = parts[0], parts[1]
+        lane_input, partition, previous, last, watermark_ms, at_end = map(int, parts[2:])
+        lane = Lane(lane_input, partition)
+        return cls(fingerprint, source, lane, previous, last, watermark_ms, bool(at_end))
+
+    @classmethod
     def from_headers(cls, headers: Iterable[tuple[str, bytes]] | None, where: str) -> LaneNote:
-        """Read the note of a message; ``where`` names the message in the error.
+        """Read the note of a message that has one; else as ``all_from_headers``."""
+        return cls.all_from_headers(headers, where)[0]
+
+    @classmethod
+    def all_from_headers(
+        cls, headers: Iterable[tuple[str, bytes]] | None, where: str
+    ) -> list[LaneNote]:
+        """Read the notes of a message: one, if it has rows; ``where`` names it in the error.
 
         Raises:
             LaneError: If the message carries none: something else writes to an internal topic.
 
         """
-        for name, value in headers or ():
-            if name == LANE_HEADER:
-                parts = value.decode().split(" ")
-                fingerprint, source = parts[0], parts[1]
-                lane_input, partition, previous, last, watermark_ms, at_end = map(int, parts[2:])
-                lane = Lane(lane_input, partition)
-                return cls(fingerprint, source, lane, previous, last, watermark_ms, bool(at_end))
+        notes = [cls.parse(value) for name, value in headers or () if name == LANE_HEADER]
+        if notes:
+            return notes
         raise LaneError(
             explain(
                 "a re-keyed message",
@@ -109,17 +125,34 @@ class LaneTable:
     """The lanes of one stage partition.
 
     A row of time t passes when every lane that is not at its end has a watermark of at least
-    t - ``alignment_ms``. A lane that nobody has told of blocks.
+    t - ``alignment_ms``; of a lane that only updates, one beyond t. A lane that nobody has told of
+    blocks, and one that was at its end but has not said so for ``TRUST_MS`` of the log's own time:
+    whoever read it may be gone, with rows there that nobody has read.
     """
 
-    def __init__(self, lanes: Iterable[Lane], ranks: dict[Lane, int], alignment_ms: int) -> None:
-        """Take the lanes that the plan knows of, and their rank among rows of equal time."""
+    def __init__(
+        self,
+        lanes: Iterable[Lane],
+        ranks: dict[Lane, int],
+        alignment_ms: int,
+        updates: Collection[Lane] = (),
+    ) -> None:
+        """Take the lanes that the plan knows of, and their rank among rows of equal time.
+
+        ``updates`` are those whose rows are not scored but count in what others get.
+        """
         self._ranks = ranks
         self._alignment_ms = alignment_ms
+        self._updates = frozenset(updates)
         self._high_water = dict.fromkeys(lanes, -1)
         self._watermark_ms = dict.fromkeys(self._high_water, NEVER)
         self._open = set(self._high_water)
+        self._log_time_ms = NEVER
+        # When lanes that are at their end last said so; no earlier than ``_oldest_ms``.
+        self._ended_ms: dict[Lane, int] = {}
+        self._oldest_ms = -NEVER
         self._held: list[_Held] = []
+        self._held_count = 0
         self._sequence = 0
         self._limit_ms = self._compute_limit()
         self._saved: tuple[object, ...] | None = None
@@ -138,7 +171,7 @@ class LaneTable:
     @property
     def held_count(self) -> int:
         """How many rows are held back."""
-        return sum(len(held.event_time_ms) for held in self._held)
+        return self._held_count
 
     def knows(self, lane: Lane) -> bool:
         """Whether the plan has this lane."""
@@ -147,6 +180,20 @@ class LaneTable:
     def high_water(self, lane: Lane) -> int:
         """Return the last position of the lane that this stage has taken in, -1 for none."""
         return self._high_water[lane]
+
+    def pass_time(self, broker_time_ms: int) -> bool:
+        """Take note of the log's time at the next message; return whether a lane opens by it."""
+        self._log_time_ms = max(self._log_time_ms, broker_time_ms)
+        if self._log_time_ms - self._oldest_ms <= TRUST_MS:
+            return False
+        bound_ms = self._log_time_ms - TRUST_MS
+        silent = [lane for lane, ended_ms in self._ended_ms.items() if ended_ms < bound_ms]
+        for lane in silent:
+            del self._ended_ms[lane]
+        self._oldest_ms = min(self._ended_ms.values(), default=-NEVER)
+        self._open.update(silent)
+        self._limit_ms = self._compute_limit()
+        return bool(silent)
 
     def accept(self, note: LaneNote) -> bool:
         """Note what a message tells; return whether its rows beyond the high-water may count.
@@ -162,10 +209,14 @@ class LaneTable:
         if fresh:
             self._high_water[lane] = note.last
         self._watermark_ms[lane] = max(self._watermark_ms[lane], note.watermark_ms)
-        if note.at_end:
-            self._open.discard(lane)
-        else:
+        if not note.at_end:
             self._open.add(lane)
+            self._ended_ms.pop(lane, None)
+        elif note.last == self._high_water[lane]:
+            # Else it is old: more was sent after it, by whoever reads the lane now.
+            self._open.discard(lane)
+            self._ended_ms[lane] = self._log_time_ms
+            self._oldest_ms = min(self._oldest_ms, self._log_time_ms)
         self._limit_ms = self._compute_limit()
         return fresh
 
@@ -177,6 +228,7 @@ class LaneTable:
             order = np.argsort(event_time_ms, kind="stable")
             rows, event_time_ms = rows.take(order), event_time_ms[order]
         self._sequence += 1
+        self._held_count += event_time_ms.size
         held = _Held(int(event_time_ms[0]), self._sequence, lane, rows, event_time_ms)
         heapq.heappush(self._held, held)
 
@@ -204,6 +256,7 @@ class LaneTable:
             passed.append(held)
         if len(passed) > 1:
             passed.sort(key=lambda held: (self._ranks[held.lane], held.lane, held.sequence))
+        self._held_count -= sum(held.event_time_ms.size for held in passed)
         return [Released(held.lane, held.rows, held.event_time_ms) for held in passed]
 
     def begin(self) -> None:
@@ -213,8 +266,12 @@ class LaneTable:
             dict(self._watermark_ms),
             set(self._open),
             list(self._held),
+            self._held_count,
             self._sequence,
             self.dropped_messages,
+            self._log_time_ms,
+            dict(self._ended_ms),
+            self._oldest_ms,
         )
 
     def commit(self) -> None:
@@ -229,8 +286,12 @@ class LaneTable:
             self._watermark_ms,
             self._open,
             self._held,
+            self._held_count,
             self._sequence,
             self.dropped_messages,
+            self._log_time_ms,
+            self._ended_ms,
+            self._oldest_ms,
         ) = self._saved  # type: ignore[assignment]
         self._saved = None
         self._limit_ms = self._compute_limit()
@@ -238,4 +299,7 @@ class LaneTable:
     def _compute_limit(self) -> int:
         if not self._open:
             return -NEVER
-        return self.watermark_ms + self._alignment_ms
+        return min(
+            self._watermark_ms[lane] + (-1 if lane in self._updates else self._alignment_ms)
+            for lane in self._open
+        )

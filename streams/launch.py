@@ -30,23 +30,26 @@ from headrace.streams.deployments import DeploymentFollower, LiveModels
 from headrace.streams.environment import HINT, Environment, open_environment
 from headrace.streams.erasure_feed import ErasureFeed, ErasureLog
 from headrace.streams.errors import NotAppliedError
+from headrace.streams.flow import feeds_of
+from headrace.streams.handover import TICKETS_MAX
 from headrace.streams.identity import WorkerIdentity, identify
 from headrace.streams.online import TIMEOUT_S, OnlineWriter
 from headrace.streams.online_feed import OnlineFeed
 from headrace.streams.processors import build, input_topics
-from headrace.streams.source import TICKETS_MAX, Source
+from headrace.streams.source import Source
 from headrace.streams.source_options import Route, SourceOptions
 from headrace.streams.telemetry import Telemetry
 from headrace.streams.tickets import ProcessorTable
 from headrace.streams.warmup import warm_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from headrace.features.plan import PipelinePlan, SourcePlan
     from headrace.features.store.views import OnlineEntity
     from headrace.runtime.clock import Clock
+    from headrace.streams.companions import Companion
     from headrace.streams.positions import Mismatch
     from headrace.streams.tickets import Ticket
 
@@ -120,9 +123,10 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         if writer is not None:
             writer.start()
             online = OnlineFeed(plan, context.online, writer, clock)
-        erasures = _patiently(lambda: _erasures(environment, plan, context))
+        erasures = _patiently(lambda: _erasures(environment, plan, context, online))
+        companions = [one for one in (online, erasures) if one is not None]
         worker = None if identity is None else identity.name
-        return run(_app(environment, plan, context, options, telemetry, online, erasures, worker))
+        return run(_app(environment, plan, context, options, telemetry, companions, worker))
     finally:
         if identity is not None:
             identity.release()
@@ -159,14 +163,17 @@ def _online_writer(
 
 
 def _erasures(
-    environment: Environment, plan: PipelinePlan, context: ProcessorContext
+    environment: Environment,
+    plan: PipelinePlan,
+    context: ProcessorContext,
+    online: OnlineFeed | None,
 ) -> ErasureFeed | None:
     """Return who follows erasures; None in a project that was applied before there were any."""
     topic = topics.erasures(plan.project)
     if topic not in partition_counts(admin(environment.client), [topic]):
         log.warning("no_erasures_topic", topic=topic, hint=HINT)
         return None
-    return ErasureFeed(plan, ErasureLog(environment.client, topic), context.topic_ids)
+    return ErasureFeed(plan, ErasureLog(environment.client, topic), context.topic_ids, online)
 
 
 def _patiently(ask: Callable[[], Answer]) -> Answer:
@@ -239,8 +246,7 @@ def _app(
     context: ProcessorContext,
     options: WorkerOptions,
     telemetry: Telemetry,
-    online: OnlineFeed | None,
-    erasures: ErasureFeed | None,
+    companions: Sequence[Companion],
     worker: str | None,
 ) -> StreamApp:
     settings = environment.project.settings.stream
@@ -260,6 +266,7 @@ def _app(
         batch_rows_max=settings.batch_rows,
         mismatch=options.mismatch,
         worker=worker,
+        feeds=feeds_of(plan),
     )
     table = ProcessorTable(undoes=worker is not None)
 
@@ -270,8 +277,7 @@ def _app(
             lambda topic, partition: build(plan, topic, partition, context),
             submit,
             telemetry,
-            online,
-            erasures,
+            companions,
         )
 
     kinds = sorted({route.kind for route in routes.values()})

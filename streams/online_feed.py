@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.streams.batch import EventBatch, Look
+from headrace.streams.companions import Companion
 from headrace.streams.online import Erase, ServedPartition, Wish
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class _Kept:
     more: bool = False
 
 
-class OnlineFeed:
+class OnlineFeed(Companion):
     """Keeps the writer supplied; does nothing for partitions that serve nobody."""
 
     def __init__(
@@ -64,6 +65,7 @@ class OnlineFeed:
         self._clock = clock
         self._kept: dict[tuple[str, int], _Kept] = {}
         self._next_ms = 0.0
+        self._looks: deque[Look] = deque()
 
     def assigned(self, partitions: Iterable[OwnedPartition]) -> None:
         """Start to serve newly assigned partitions."""
@@ -81,26 +83,26 @@ class OnlineFeed:
             self._kept[owned.topic, owned.partition] = _Kept(owned, served)
             self._writer.assign(served)
 
-    def released(self, keys: Iterable[tuple[str, int]], *, flush: bool) -> None:
+    def released(self, places: Iterable[tuple[str, int]], *, flush: bool) -> None:
         """Let partitions go; what is not committed is dropped."""
-        for key in keys:
+        for key in places:
             kept = self._kept.pop(key, None)
             if kept is not None:
                 self._writer.release(kept.served, flush=flush)
 
-    def settled(self, batch: EventBatch | Look | Forget, outputs: Outputs) -> None:
+    def settled(self, item: EventBatch | Look | Forget, outputs: Outputs) -> None:
         """Take what a batch or look caused, which was sent."""
-        kept = self._kept.get((batch.topic, batch.partition))
+        kept = self._kept.get((item.topic, item.partition))
         if kept is None:
             return
-        if isinstance(batch, Look):
+        if isinstance(item, Look):
             kept.looking = False
             kept.more = any(block.more for block in outputs.online)
-        elif isinstance(batch, EventBatch) and len(batch):
+        elif isinstance(item, EventBatch) and len(item):
             newest_ms = outputs.event_time_ms_max
             if newest_ms is not None and newest_ms >= (kept.event_time_ms or newest_ms):
                 kept.event_time_ms = newest_ms
-                kept.arrival_ms = int(batch.arrival_time_ms[-1])
+                kept.arrival_ms = int(item.arrival_time_ms[-1])
         kept.held.extend(outputs.online)
         self._post(kept)
 
@@ -123,12 +125,23 @@ class OnlineFeed:
         for kept in self._kept.values():
             self._post(kept)
 
-    def aborted(self) -> None:
+    def aborted(self, starts: Mapping[tuple[str, int], int]) -> None:
         """Drop what no commit covers: it is taken back, and comes again."""
+        del starts
         for kept in self._kept.values():
             if kept.held:
                 kept.held.clear()
                 kept.more = True
+
+    def due(self, room: int) -> list[Look]:
+        """Return looks, never more than there is room for: they can wait."""
+        self._looks.extend(self.looks())
+        found: list[Look] = []
+        while self._looks and len(found) < room:
+            look = self._looks.popleft()
+            if (look.topic, look.partition) in self._kept:
+                found.append(look)
+        return found
 
     def looks(self) -> list[Look]:
         """Return the looks to take now: one a partition at a time, once a second without news."""

@@ -15,7 +15,7 @@ from headrace.streams.errors import PositionError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from confluent_kafka import Consumer
+    from headrace.streams.clients import ConsumerClient
 
 log = get_logger(__name__)
 
@@ -86,7 +86,7 @@ class OwnedPartition:
 
 
 def own(
-    consumer: Consumer,
+    consumer: ConsumerClient,
     partitions: list[TopicPartition],
     topic_ids: Mapping[str, str],
     epoch: int,
@@ -104,7 +104,9 @@ def own(
     """
     owned = []
     for committed in consumer.committed(partitions, timeout=BROKER_TIMEOUT_S):
-        low, high = consumer.get_watermark_offsets(committed, timeout=BROKER_TIMEOUT_S)
+        marks = consumer.get_watermark_offsets(committed, timeout=BROKER_TIMEOUT_S)
+        assert marks is not None, "only a cached answer may be missing"
+        low, high = marks
         topic_id = topic_ids[committed.topic]
         offset = max(committed.offset, 0)
         note = load_note(committed.metadata)
@@ -130,7 +132,7 @@ def own(
     return owned
 
 
-def claim(consumer: Consumer, owned: list[OwnedPartition], writer: str) -> None:
+def claim(consumer: ConsumerClient, owned: list[OwnedPartition], writer: str) -> None:
     """Commit where partitions stand, so that whoever owns them next knows whom to fence.
 
     A claim that fails is made by the first transaction.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from headrace.features.plan import PipelinePlan
     from headrace.streams.batch import Processor
 
-__all__ = ["ModelTable", "ProcessorContext", "build", "input_topics", "sent_to"]
+__all__ = ["ModelTable", "ProcessorContext", "build", "input_topics"]
 
 
 def input_topics(plan: PipelinePlan) -> tuple[str, ...]:
@@ -22,19 +22,6 @@ def input_topics(plan: PipelinePlan) -> tuple[str, ...]:
     sources = [source.topic for source in plan.sources if roles_of(plan, source.name)]
     rekeyed = [stage.topic for stage in plan.stages if not stage.direct]
     return tuple(dict.fromkeys([*sources, *rekeyed]))
-
-
-def sent_to(plan: PipelinePlan, topic: str) -> tuple[str, ...]:
-    """Return the re-key topics that get the rows of one of the input topics, each once."""
-    targets = []
-    for index, stage in enumerate(plan.stages):
-        for stage_input in stage.inputs:
-            before = plan.source_plan(stage_input.source).topic
-            if stage_input.scored and index:
-                before = plan.stages[index - 1].topic
-            if before == topic and not stage.direct:
-                targets.append(stage.topic)
-    return tuple(dict.fromkeys(targets))
 
 
 def build(plan: PipelinePlan, topic: str, partition: int, context: ProcessorContext) -> Processor:

@@ -237,7 +237,9 @@ class LaneSender:
         self._told_position = [RESUMED] * hop.receivers
         self._told_watermark_ms = [NEVER] * hop.receivers
         self._told_at_end: list[bool | None] = [None] * hop.receivers
-        self._saved: tuple[list[int], list[int], list[bool | None]] | None = None
+        # Who was told that the lane is at its end since that was last said again.
+        self._told_lately = [False] * hop.receivers
+        self._saved: tuple[list[int], list[int], list[bool | None], list[bool]] | None = None
 
     @property
     def hop(self) -> Hop:
@@ -292,12 +294,27 @@ class LaneSender:
             outputs.append(self._message(receiver_index, body, last, watermark_ms, at_end=at_end))
         return outputs
 
+    def say_again(self, last: int, watermark_ms: int) -> list[SingleOutput]:
+        """Return messages that say once more that the lane is at its end.
+
+        Whoever was told since this was last called is left out, so that calls at an interval leave
+        nobody without word for twice as long.
+        """
+        outputs = [
+            self._message(receiver, b"", last, watermark_ms, at_end=True)
+            for receiver in range(self._hop.receivers)
+            if not self._told_lately[receiver]
+        ]
+        self._told_lately = [False] * self._hop.receivers
+        return outputs
+
     def begin(self) -> None:
         """Remember what the receivers have been told, for ``abort``."""
         self._saved = (
             list(self._told_position),
             list(self._told_watermark_ms),
             list(self._told_at_end),
+            list(self._told_lately),
         )
 
     def commit(self) -> None:
@@ -307,7 +324,12 @@ class LaneSender:
     def abort(self) -> None:
         """Go back to what the receivers had been told at ``begin``."""
         assert self._saved is not None
-        self._told_position, self._told_watermark_ms, self._told_at_end = self._saved
+        (
+            self._told_position,
+            self._told_watermark_ms,
+            self._told_at_end,
+            self._told_lately,
+        ) = self._saved
         self._saved = None
 
     def _must_tell(self, receiver: int, watermark_ms: int, *, at_end: bool, opening: bool) -> bool:
@@ -338,6 +360,7 @@ class LaneSender:
         self._told_position[receiver] = last
         self._told_watermark_ms[receiver] = watermark_ms
         self._told_at_end[receiver] = at_end
+        self._told_lately[receiver] |= at_end
         return SingleOutput(self._hop.topic, body, None, receiver, [note.header()])
 
 

@@ -117,7 +117,11 @@ class RekeyedStageProcessor:
             at_end = batch.at_end and self._lanes.all_at_end
             opening = not at_end and (opens(batch) or (opened and was_at_end))
             last, watermark_ms = self._position - 1, self._watermark_ms
-            self._exit.write(Onward(rows, position, last, watermark_ms, at_end, opening), outputs)
+            again = at_end and batch.alive is not None
+            onward = Onward(rows, position, last, watermark_ms, at_end, opening, again)
+            self._exit.write(onward, outputs)
+        outputs.held = self._lanes.held_count
+        outputs.waits_for_ms = self._lanes.watermark_ms if outputs.held else None
         return outputs
 
     def look(self, look: Look) -> Outputs:
@@ -126,9 +130,18 @@ class RekeyedStageProcessor:
         return self._tap.look(look)
 
     def _take_in(self, batch: EventBatch, index: int) -> bool:
-        """Take a message in; return whether all it says is that its lane is not at its end."""
+        """Take a message in; return whether a lane that may have been at its end is not, now."""
         where = f"{batch.topic}-{batch.partition} offset {int(batch.offsets[index])}"
-        note = LaneNote.from_headers(batch.headers[index], where)
+        opened = self._lanes.pass_time(int(batch.arrival_time_ms[index]))
+        notes = LaneNote.all_from_headers(batch.headers[index], where)
+        value = batch.values[index]
+        assert len(notes) == 1 or not value, where
+        for note in notes:
+            opened |= self._take_note(note, value, where)
+        return opened
+
+    def _take_note(self, note: LaneNote, value: bytes | None, where: str) -> bool:
+        """Take a note in, with its rows; return whether it only says that its lane goes on."""
         lane = note.lane
         known = self._lanes.knows(lane)
         if not known or note.fingerprint != self._hops[lane.input].fingerprint:
@@ -140,7 +153,6 @@ class RekeyedStageProcessor:
             )
             raise LaneError(explain("a re-keyed message", rule, got, where, hint))
         high_water = self._lanes.high_water(lane)
-        value = batch.values[index]
         fresh = self._lanes.accept(note)
         if not value:
             return not note.at_end
@@ -315,4 +327,5 @@ def lane_table(plan: PipelinePlan, stage_index: int, context: ProcessorContext) 
             topic = plan.stages[stage_index - 1].topic
         for partition in range(context.partition_counts[topic]):
             ranks[Lane(index, partition)] = len(stage.inputs) * stage_input.scored + index
-    return LaneTable(ranks, ranks, plan.alignment_ms)
+    updates = [lane for lane in ranks if not stage.inputs[lane.input].scored]
+    return LaneTable(ranks, ranks, plan.alignment_ms, updates)

@@ -44,6 +44,9 @@ class SourceRoutes:
         """Send rows of the batch that are to be emitted on their way, and tell of the lanes."""
         self._last = last_offset(batch, self._last)
         for sender in self._senders:
+            if batch.alive is not None:
+                outputs.single += sender.say_again(self._last, watermark_ms)
+                continue
             topic = sender.hop.topic
             if not emits(batch, topic):
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.streams.transaction import TransactionWatcher
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 # How long the broker may hold back an answer of few bytes. A hand-over costs half a millisecond
 # for each partition however few its rows are, and requests to the broker: company is cheaper.
 FETCH_WAIT_MS = 4
+# Of the time after which the group takes a worker that does not poll for dead, so much may a revoke
+# take: who waits for the partitions waits no longer, and the rest is there for what went before.
+REVOKE_SHARE = 0.2
+POLL_INTERVAL_MS = 300_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,8 @@ class SourceOptions:
     Of what is read at once, the batches of topics of higher rank go first: downstream before
     upstream. ``producer`` and ``consumer`` are librdkafka's properties. ``worker`` names this one
     worker of the group where outputs and offsets are to be one transaction (exactly-once), and is
-    its transactional id and group instance id.
+    its transactional id and group instance id. ``feeds``: by topic, the re-key topics that its rows
+    go on into.
     """
 
     group: str
@@ -47,6 +52,7 @@ class SourceOptions:
     linger_ms: float = 0.0
     mismatch: Mismatch = "stop"
     worker: str | None = None
+    feeds: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
 
 class SourceWatcher(TransactionWatcher, Protocol):
@@ -94,3 +100,9 @@ def consumer_properties(options: SourceOptions) -> dict[str, Any]:
         "auto.offset.reset": "error",
         "enable.partition.eof": True,
     }
+
+
+def revoke_budget_s(options: SourceOptions) -> float:
+    """Return how long a revoke may drain and commit, seconds."""
+    interval_ms = options.consumer.get("max.poll.interval.ms", POLL_INTERVAL_MS)
+    return REVOKE_SHARE * float(interval_ms) / 1000

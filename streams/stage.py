@@ -113,8 +113,9 @@ class DirectStageProcessor:
         if emits(batch, topic):
             rows = with_stage(self._stage, rows, applied.aggregates, applied.incomplete)
             going = emitted(batch, rows, topic)
+            at_end, again = batch.at_end, batch.alive is not None
             self._exit.write(
-                Onward(going, going.offset, self._last, watermark_ms, batch.at_end, opens(batch)),
+                Onward(going, going.offset, self._last, watermark_ms, at_end, opens(batch), again),
                 outputs,
             )
         if self._routes:

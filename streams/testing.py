@@ -25,7 +25,8 @@ from headrace.schemas.errors import UnknownSchemaError
 from headrace.schemas.wire import WireDecoder
 from headrace.streams.batch import EventBatch, SingleOutput
 from headrace.streams.context import ProcessorContext
-from headrace.streams.processors import build, input_topics, sent_to
+from headrace.streams.flow import feeds_of, joined, marked
+from headrace.streams.processors import build, input_topics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +61,7 @@ class Owned:
     topic: str
     partition: int
     processor: Processor
-    sends_to: tuple[str, ...]
+    sends_to: frozenset[str]
     position: int = 0
     committed: int = 0
     emit_from: int = 0
@@ -73,12 +74,12 @@ class Owned:
         """Commit the position, unless the silent replay up to the last commit still goes on."""
         if self.position >= self.emit_from:
             self.committed = max(self.committed, self.position)
-            self.noted = frozenset(self.sends_to)
+            self.noted = self.sends_to
 
     def start(self) -> None:
         """Go back to the beginning, to replay up to what is committed."""
         self.position, self.emit_from, self.end_told = 0, self.committed, False
-        lacking = frozenset(self.sends_to) - self.noted
+        lacking = self.sends_to - self.noted
         self.unsent = lacking if self.committed else frozenset()
 
 
@@ -152,9 +153,10 @@ class Driver:
             self._logs[topic] = [[] for _ in range(output_partitions)]
         self.context = self._context()
         self._left: dict[tuple[str, int], Owned] = {}
+        feeds = feeds_of(plan)
         self.owned = {
             (topic, partition): Owned(
-                topic, partition, build(plan, topic, partition, self.context), sent_to(plan, topic)
+                topic, partition, build(plan, topic, partition, self.context), feeds[topic]
             )
             for topic in input_topics(plan)
             for partition in range(len(self._logs[topic]))
@@ -247,17 +249,19 @@ class Driver:
         batch = self._batch(owned, count)
         outputs = owned.processor.process(batch)
         messages = _flatten(outputs)
-        for output in messages[: round(len(messages) * sent)]:
-            assert output.partition is not None
-            log = self._logs[output.topic]
-            timestamp_ms = output.timestamp_ms or self.broker_time_ms
-            log[output.partition].append(
-                Message(output.key, output.value, output.headers, timestamp_ms)
-            )
-            self._mark_grown(output.topic, output.partition)
+        self._append(messages[: round(len(messages) * sent)])
         owned.position += count
         owned.end_told = batch.at_end
         return outputs
+
+    def say_again(self) -> None:
+        """Let what is at its end say so once more, as workers do each second while rows come."""
+        for owned in self.owned.values():
+            if owned.end_told and owned.position == len(self._log(owned)) and not owned.paused:
+                batch = self._batch(owned, 0)
+                batch.alive = b"echo"
+                alive = owned.processor.process(batch)
+                self._append(joined(marked(alive, batch.alive)))
 
     def crash(self, owned: Owned) -> None:
         """Lose a processor, and start it again: replay in silence up to what is committed."""
@@ -352,6 +356,16 @@ class Driver:
         fastavro.schemaless_writer(body, schema, dict(record))
         schema_id = self._schema_ids[plan.name]
         return b"\0" + schema_id.to_bytes(4, "big") + body.getvalue()
+
+    def _append(self, messages: Sequence[SingleOutput]) -> None:
+        for output in messages:
+            assert output.partition is not None
+            log = self._logs[output.topic]
+            timestamp_ms = output.timestamp_ms or self.broker_time_ms
+            log[output.partition].append(
+                Message(output.key, output.value, output.headers, timestamp_ms)
+            )
+            self._mark_grown(output.topic, output.partition)
 
     def _log(self, owned: Owned) -> list[Message]:
         return self._logs[owned.topic][owned.partition]

@@ -6,6 +6,7 @@ waits on the ticket, so that it sees either the outputs or the exception. No Fau
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -59,6 +60,8 @@ class ProcessorTable:
         self._owners: dict[tuple[str, int], tuple[int, Processor]] = {}
         self._next_offset: dict[tuple[str, int], int] = {}
         self._opened: dict[tuple[str, int], int] = {}
+        # A revoke out of its budget drops a partition while its batch is worked on.
+        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -73,9 +76,19 @@ class ProcessorTable:
 
     def drop(self, topic: str, partition: int) -> None:
         """Forget the partition's processor and its state, if there is one."""
-        self._owners.pop((topic, partition), None)
-        self._next_offset.pop((topic, partition), None)
-        self._opened.pop((topic, partition), None)
+        with self._lock:
+            self._owners.pop((topic, partition), None)
+            self._next_offset.pop((topic, partition), None)
+            self._opened.pop((topic, partition), None)
+
+    def processor(self, topic: str, partition: int) -> Processor:
+        """Return who owns the partition."""
+        return self._owners[topic, partition][1]
+
+    def start(self, topic: str, partition: int, offset: int) -> None:
+        """Take note that the partition's state was brought to ``offset``."""
+        assert (topic, partition) not in self._opened, (topic, partition)
+        self._next_offset[topic, partition] = offset
 
     def is_open(self, topic: str, partition: int) -> bool:
         """Whether the partition's changes wait for the end of a transaction."""
@@ -99,6 +112,11 @@ class ProcessorTable:
         """Take note that a batch is about to be processed, by the executor's thread."""
         if not self._undoes:
             return
+        with self._lock:
+            if self.find(batch) is processor:
+                self._entered(batch, processor)
+
+    def _entered(self, batch: EventBatch | Forget, processor: Processor) -> None:
         place = batch.topic, batch.partition
         offset = self._next_offset.get(place, 0)
         opens = True

@@ -7,10 +7,9 @@ of the same transactional id fences it, and the committed offsets say which stat
 from __future__ import annotations
 
 import contextlib
-import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from headrace.streams.batch import Outputs
+    from headrace.streams.clients import Clients, ConsumerClient
     from headrace.streams.commit import Position
 
 log = get_logger(__name__)
@@ -96,13 +96,16 @@ class TransactionalProducer(CheckedProducer):
     """A producer whose failures end the transaction, and the process only if they are for good."""
 
     def __init__(
-        self, properties: Mapping[str, Any], on_wait: Callable[[], None] = lambda: None
+        self,
+        properties: Mapping[str, Any],
+        on_wait: Callable[[], None],
+        clients: Clients,
     ) -> None:
         self._id = str(properties["transactional.id"])
         self._doom: str | None = None
         self._fatal: str | None = None
         self.troubles = 0
-        super().__init__(properties, on_wait)
+        super().__init__(properties, on_wait, clients)
 
     def check(self) -> None:
         """Raise what is known to have gone wrong.
@@ -221,7 +224,8 @@ class ExactlyOnce:
         client: Mapping[str, Any],
         linger_ms: float,
         transactional_id: str,
-        consumer: Consumer,
+        clients: Clients,
+        consumer: ConsumerClient,
         watcher: TransactionWatcher,
         on_wait: Callable[[], None] = lambda: None,
         given_up: Callable[[], bool] = lambda: False,
@@ -229,6 +233,7 @@ class ExactlyOnce:
         self._client = client
         self._properties = transactional_properties(client, linger_ms, transactional_id)
         self._id = transactional_id
+        self._clients = clients
         self._consumer = consumer
         self._watcher = watcher
         self._on_wait = on_wait
@@ -240,16 +245,15 @@ class ExactlyOnce:
     @property
     def open_s(self) -> float:
         """How long the open transaction has been open; 0: none is."""
-        return 0.0 if self._opened_s is None else time.monotonic() - self._opened_s
+        return 0.0 if self._opened_s is None else self._clients.monotonic_s() - self._opened_s
 
     def start(self) -> None:
         """Fence a former process of this worker and end the transaction that it left open."""
         self._renew()
 
-    def take_over(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+    def take_over(self, partitions: list[TopicPartition]) -> None:
         """End the open transactions of dead workers that owned the partitions before."""
-        del consumer
-        fence_dead(self._client, self._properties["transactional.id"], partitions, self._group())
+        fence_dead(self._clients, self._client, self._id, partitions, self._group())
 
     def begin(self) -> None:
         """Do nothing: a transaction is opened by what is sent first."""
@@ -273,7 +277,7 @@ class ExactlyOnce:
 
         """
         del timeout_s, wait
-        started_s = time.monotonic()
+        started_s = self._clients.monotonic_s()
         deadline_s = started_s + COMMIT_BUDGET_S
         with self._undoing():
             producer = self._open()
@@ -291,14 +295,14 @@ class ExactlyOnce:
             if not self._find_out(positions):
                 raise self._undone(undone) from undone
         else:
-            took_s = time.monotonic() - started_s
+            took_s = self._clients.monotonic_s() - started_s
             if producer.troubles > troubles or took_s > SUSPICIOUS_S:
                 # The client may have asked twice: the first request must not meet what comes next.
                 log.warning("commit_was_slow", seconds=round(took_s, 3))
                 self._renew()
         self._opened_s = None
         self._undone_in_a_row = 0
-        self._watcher.transaction_committed(time.monotonic() - started_s)
+        self._watcher.transaction_committed(self._clients.monotonic_s() - started_s)
         return True
 
     def abort(self) -> None:
@@ -319,7 +323,7 @@ class ExactlyOnce:
         assert self._producer is not None, "start comes first"
         if self._opened_s is None:
             self._producer.begin()
-            self._opened_s = time.monotonic()
+            self._opened_s = self._clients.monotonic_s()
         return self._producer
 
     def _offsets(self, positions: Sequence[Position]) -> list[TopicPartition]:
@@ -357,7 +361,7 @@ class ExactlyOnce:
 
     def _repeat(self, call: Callable[[], bool], deadline_s: float) -> None:
         while not call():
-            if time.monotonic() > deadline_s:
+            if self._clients.monotonic_s() > deadline_s:
                 message = f"the broker did not answer {self._id} in {COMMIT_BUDGET_S:g} s"
                 raise UndoneError(message)
             self._on_wait()
@@ -367,7 +371,7 @@ class ExactlyOnce:
         if self._producer is not None:
             self._producer.discard()
             self._producer = None
-        producer = TransactionalProducer(self._properties, self._on_wait)
+        producer = TransactionalProducer(self._properties, self._on_wait, self._clients)
         waits = 0
         while True:
             try:
@@ -375,7 +379,7 @@ class ExactlyOnce:
                     break
             except UndoneError as error:
                 log.warning("transactions_not_ready", error=str(error))
-                producer = TransactionalProducer(self._properties, self._on_wait)
+                producer = TransactionalProducer(self._properties, self._on_wait, self._clients)
             if waits == 0:
                 log.warning("waiting_for_transactions", transactional_id=self._id)
             waits += 1

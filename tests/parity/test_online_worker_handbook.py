@@ -209,7 +209,16 @@ def overdue(truth, keys, times_ms, clock_ms):
     return wrong
 
 
-def test_feast_reads_each_entity_as_of_its_newest_event(driver, truths, feast):
+def test_feast_reads_what_the_rows_say_at_the_newest_event_and_when_a_window_has_closed(
+    driver, truths, feast, redis_url
+):
+    check_at_newest_events(driver, truths, feast)
+    driver.clock.advance(DAY_MS + 1)
+    driver.look(3)
+    check_at_later_times(driver, truths, feast, redis_url)
+
+
+def check_at_newest_events(driver, truths, feast):
     for truth in truths:
         keys = sampled(truth, 1)
         times_ms = [truth.newest_ms(key) for key in keys]
@@ -217,12 +226,7 @@ def test_feast_reads_each_entity_as_of_its_newest_event(driver, truths, feast):
     assert driver.seen.wrote >= sum(len(truth.keys) for truth in truths)
 
 
-def test_feast_reads_what_values_have_become_when_a_window_has_closed(
-    driver, truths, feast, redis_url
-):
-    driver.clock.advance(DAY_MS + 1)
-    driver.look(3)
-
+def check_at_later_times(driver, truths, feast, redis_url):
     for truth in truths:
         keys = sampled(truth, 2)
         times_ms = as_of_ms(truth, keys, redis_url)

@@ -12,7 +12,11 @@ DEV = """#!/bin/sh
 echo "dev $*" >> calls
 echo "of $1"
 echo "librdkafka's noise" >&2
-[ "$1" != "$FAILING" ] || exit 3
+if [ "$1" = "$FAILING" ]; then
+    mkdir -p .pytest_cache/v/cache
+    echo '{"tests/test_sums.py::test_one": true}' > .pytest_cache/v/cache/lastfailed
+    exit 3
+fi
 [ "$1" != test ] || echo "12 passed in 3 s"
 """
 APT = """#!/bin/sh
@@ -37,7 +41,7 @@ def place(tmp_path):
     program(tmp_path / "dev", DEV)
     program(tmp_path / "bin" / "apt-get", APT)
     program(tmp_path / "bin" / "id", "#!/bin/sh\necho 0\n")
-    for name in ("dirname", "mktemp", "rm", "cat"):
+    for name in ("dirname", "mktemp", "rm", "cat", "tail", "mkdir"):
         (tmp_path / "bin" / name).symlink_to(shutil.which(name))
     return tmp_path
 
@@ -90,3 +94,9 @@ def test_a_failure_is_the_script_s_own_and_its_noise_is_shown(place, failing):
     assert done.returncode == 3
     assert calls[-1] == f"dev {failing}"
     assert "librdkafka's noise" in done.stderr
+
+
+def test_which_tests_failed_is_the_last_that_is_said(place):
+    done, _ = run(place, "test")
+
+    assert "tests/test_sums.py::test_one" in done.stderr.splitlines()[-1]

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.streams.errors import LaneError
-from headrace.streams.lanes import LANE_HEADER, RESUMED, Lane, LaneNote, LaneTable
+from headrace.streams.lanes import LANE_HEADER, RESUMED, TRUST_MS, Lane, LaneNote, LaneTable
 
 LEFT, RIGHT, REPORTS = Lane(1, 0), Lane(1, 1), Lane(0, 0)
 RANKS = {REPORTS: 0, LEFT: 3, RIGHT: 3}
@@ -156,3 +156,62 @@ def test_an_abort_goes_back_to_what_was_held_and_heard() -> None:
     lanes.commit()
 
     assert released(lanes) == [(LEFT, [90])]
+
+
+def test_a_lane_that_says_nothing_more_holds_others_back_once_its_word_is_old() -> None:
+    lanes = table(LEFT, RIGHT)
+    assert not lanes.pass_time(0)
+    lanes.accept(note(RIGHT, 0, 50, at_end=True))
+    assert not lanes.pass_time(TRUST_MS)
+    lanes.accept(note(LEFT, 0, 900, at_end=True))
+    lanes.hold(LEFT, *rows(900))
+    assert released(lanes) == [(LEFT, [900])]
+
+    assert lanes.pass_time(TRUST_MS + 1)
+    lanes.accept(note(LEFT, 1, 1_000, previous=0, at_end=True))
+    lanes.hold(LEFT, *rows(1_000))
+    assert released(lanes) == []
+    assert lanes.held_count == 1
+    # Said once is enough: nothing opens again by the same silence, nor by time going back.
+    assert not lanes.pass_time(TRUST_MS + 2)
+    assert not lanes.pass_time(5)
+
+    lanes.accept(note(RIGHT, 0, 50, previous=0, at_end=True))
+    assert released(lanes) == [(LEFT, [1_000])]
+    assert lanes.held_count == 0
+    assert lanes.all_at_end
+
+
+def test_a_lane_s_old_word_does_not_close_it() -> None:
+    lanes = table(LEFT)
+    lanes.accept(note(LEFT, 9, 100))
+
+    lanes.accept(note(LEFT, 4, 60, previous=2, at_end=True))
+
+    assert not lanes.all_at_end
+
+
+def test_rows_wait_until_a_lane_that_only_updates_is_beyond_their_time() -> None:
+    lanes = LaneTable(RANKS, RANKS, ALIGNMENT_MS, [REPORTS])
+    lanes.accept(note(LEFT, 1, 101))
+    lanes.accept(note(RIGHT, 0, 95))
+    lanes.hold(LEFT, *rows(100, 101))
+
+    lanes.accept(note(REPORTS, 0, 100))
+    assert released(lanes) == []
+
+    lanes.accept(note(REPORTS, 1, 101, previous=0))
+    assert released(lanes) == [(LEFT, [100])]
+
+
+def test_an_abort_goes_back_to_whose_word_was_taken() -> None:
+    lanes = table(LEFT)
+    lanes.pass_time(0)
+    lanes.accept(note(LEFT, 0, 100, at_end=True))
+
+    lanes.begin()
+    assert lanes.pass_time(TRUST_MS + 1)
+    lanes.abort()
+
+    assert lanes.all_at_end
+    assert lanes.pass_time(TRUST_MS + 1)
