@@ -50,6 +50,20 @@ class Position:
     offset: int
     topic_id: str
     version: int = 0
+    partitions: int = 0
+    sent: str = ""
+    held: int = 0
+
+    def note(self, writer: str = "") -> CommitNote:
+        """Return what travels with the offset."""
+        return CommitNote(
+            self.topic_id,
+            self.version,
+            writer,
+            partitions=self.partitions,
+            sent=self.sent,
+            held=self.held,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +73,19 @@ class CommitNote:
     ``topic_id`` tells a recreated topic from the one that the offset belongs to. ``version`` counts
     the partition's transactions and ``writer`` is the transactional id that wrote the last one:
     together they tell whether a commit whose answer was lost has happened. ``checkpoint`` names
-    the state that was kept up to here, if one was.
+    the state that was kept up to here, if one was. ``partitions`` is how many the topic had, and
+    ``sent`` names the re-key topics, with spaces between, that hold all that comes from below the
+    offset: other definitions may have others. ``held`` counts the rows below the offset that wait
+    for others in a re-keyed stage, and are not emitted.
     """
 
     topic_id: str
     version: int = 0
     writer: str = ""
     checkpoint: str = ""
+    partitions: int = 0
+    sent: str = ""
+    held: int = 0
 
     def dump(self) -> str:
         """Return the note as compact JSON; readers ignore keys that they do not know."""
@@ -83,7 +103,15 @@ def load_note(metadata: str | None) -> CommitNote | None:
         return None
     if not isinstance(content, dict):
         return None
-    types = {"topic_id": str, "version": int, "writer": str, "checkpoint": str}
+    types = {
+        "topic_id": str,
+        "version": int,
+        "writer": str,
+        "checkpoint": str,
+        "partitions": int,
+        "sent": str,
+        "held": int,
+    }
     known = {name: content[name] for name in types if isinstance(content.get(name), types[name])}
     return CommitNote(**known) if "topic_id" in known else None
 
@@ -362,7 +390,7 @@ class AtLeastOnce:
             log.warning("outputs_not_delivered_yet", waiting=len(self._producer))
             return False
         offsets = [
-            TopicPartition(p.topic, p.partition, p.offset, metadata=CommitNote(p.topic_id).dump())
+            TopicPartition(p.topic, p.partition, p.offset, metadata=p.note().dump())
             for p in positions
         ]
         if not offsets:

@@ -192,6 +192,7 @@ class Committer:
         if len(batch):
             owned.done_offset = int(batch.offsets[-1]) + 1
             owned.newest_arrival_ms = int(batch.arrival_time_ms[-1])
+            owned.held = outputs.held
         if batch.at_end and owned.end_told and owned.next_offset >= owned.high_offset:
             owned.done_offset = max(owned.done_offset, owned.next_offset)
         self._watcher.sent(batch, outputs)

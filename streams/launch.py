@@ -26,6 +26,7 @@ from headrace.schemas.wire import WireDecoder
 from headrace.scoring.engine import engine_version
 from headrace.streams.app import StreamApp, build_app, run
 from headrace.streams.context import ProcessorContext
+from headrace.streams.cutover import check_cut_over
 from headrace.streams.deployments import DeploymentFollower, LiveModels
 from headrace.streams.environment import HINT, Environment, open_environment
 from headrace.streams.erasure_feed import ErasureFeed, ErasureLog
@@ -72,6 +73,7 @@ class WorkerOptions:
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     mismatch: Mismatch = "stop"
+    drain: bool = False
 
 
 def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None]) -> int:
@@ -90,13 +92,17 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
     plan = environment.pipeline(options.pipeline)
     models = LiveModels()
     identity = _identity(environment, plan)
-    context = _patiently(lambda: _context(environment, plan, models))
+    _patiently(lambda: check_cut_over(environment.client, plan))
+    context = _patiently(lambda: _context(environment, plan, models, drain=options.drain))
     registry = CollectorRegistry()
     url = ""
 
     def ready(partitions: int) -> None:
         group = topics.group(plan.project, plan.name)
         say(f"worker ready: pipeline {plan.name}, group {group}, {partitions} partitions{url}")
+
+    def drained() -> None:
+        say(f"drained: pipeline {plan.name}, all that its sources held is scored and committed")
 
     clock = SystemClock()
     telemetry = Telemetry(registry, plan.name, clock, ready)
@@ -126,7 +132,9 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         erasures = _patiently(lambda: _erasures(environment, plan, context, online))
         companions = [one for one in (online, erasures) if one is not None]
         worker = None if identity is None else identity.name
-        return run(_app(environment, plan, context, options, telemetry, companions, worker))
+        return run(
+            _app(environment, plan, context, options, telemetry, companions, worker, drained)
+        )
     finally:
         if identity is not None:
             identity.release()
@@ -188,7 +196,9 @@ def _patiently(ask: Callable[[], Answer]) -> Answer:
             wait_s = min(2 * wait_s, START_WAIT_S_MAX)
 
 
-def _context(environment: Environment, plan: PipelinePlan, models: LiveModels) -> ProcessorContext:
+def _context(
+    environment: Environment, plan: PipelinePlan, models: LiveModels, *, drain: bool
+) -> ProcessorContext:
     inputs = input_topics(plan)
     predictions, snapshots = topics.predictions(plan.name), topics.snapshots(plan.name)
     kept = [name(topic) for topic in _sources(plan) for name in (topics.dlq, topics.late)]
@@ -206,6 +216,10 @@ def _context(environment: Environment, plan: PipelinePlan, models: LiveModels) -
 
     def encoder(topic: str) -> RecordEncoder:
         schema_id, schema = environment.registered(topic)
+        if drain:
+            # Others may be the newest by now; the same schema keeps its id.
+            schema = expected[topic]
+            schema_id = environment.registry.register(f"{topic}-value", schema)
         if json.loads(schema)["fields"] != json.loads(expected[topic])["fields"]:
             rule = "have the fields that the definitions give"
             message = explain("the registered schema", rule, f"id {schema_id}", topic, HINT)
@@ -248,6 +262,7 @@ def _app(
     telemetry: Telemetry,
     companions: Sequence[Companion],
     worker: str | None,
+    drained: Callable[[], None],
 ) -> StreamApp:
     settings = environment.project.settings.stream
     staged = {stage.topic for stage in plan.stages}
@@ -267,6 +282,8 @@ def _app(
         mismatch=options.mismatch,
         worker=worker,
         feeds=feeds_of(plan),
+        partition_counts=context.partition_counts,
+        drained=drained if options.drain else None,
     )
     table = ProcessorTable(undoes=worker is not None)
 

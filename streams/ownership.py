@@ -60,6 +60,7 @@ class Ownership:
         self._restorer = restorer
         self._watcher = watcher
         self._fail = fail
+        self._relays = frozenset[str]().union(*options.feeds.values())
         self._revoke_budget_s = revoke_budget_s(options)
         self._epoch = 0
         self._restoring: dict[tuple[str, int], OwnedPartition] = {}
@@ -80,6 +81,11 @@ class Ownership:
         """Whether rows of the partition may be taken: it is owned, and its state is there."""
         place = partition.topic, partition.partition
         return place in self._owned and place not in self._restoring
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the group has said what is this worker's, and all of that is read."""
+        return self._assigned_once and not self._restoring
 
     def drain(self) -> None:
         """Send and commit all that is under way."""
@@ -158,8 +164,18 @@ class Ownership:
             return []
         self._committer.guarantee.take_over(partitions)
         options = self._options
-        started = own(self._consumer, partitions, options.topic_ids, self._epoch, options.mismatch)
+        started = own(
+            self._consumer,
+            partitions,
+            options.topic_ids,
+            self._epoch,
+            options.mismatch,
+            options.feeds,
+            options.partition_counts,
+        )
         for owned in started:
+            if options.drained is not None and owned.topic not in self._relays:
+                owned.stop_offset = owned.high_offset
             processor = self._build(owned.topic, owned.partition)
             at = owned.next_offset
             self._table.assign(owned.topic, owned.partition, owned.epoch, processor, at)

@@ -37,6 +37,11 @@ class OwnedPartition:
     hand over, ``done_offset`` the next one whose outputs are not sent yet, ``committed_offset``
     what the group knows. ``end_told`` says that the processor knows it has seen all there is.
     ``version`` counts the transactions that have committed the partition.
+
+    ``partitions`` is how many the topic has. ``sends_to`` are the re-key topics that its rows go
+    on into; ``unsent`` those of them that lack the rows below ``emit_from``, since other
+    definitions were at work then. ``held`` counts the rows that its stage holds back.
+    ``stop_offset`` is where reading ends; None: nowhere.
     """
 
     topic: str
@@ -51,6 +56,11 @@ class OwnedPartition:
     end_told: bool = False
     newest_arrival_ms: int | None = None
     version: int = 0
+    partitions: int = 0
+    sends_to: frozenset[str] = frozenset()
+    unsent: frozenset[str] = frozenset()
+    held: int = 0
+    stop_offset: int | None = None
 
     @property
     def replay_rows(self) -> int:
@@ -67,17 +77,25 @@ class OwnedPartition:
 
         ``again``: even then, since what was sent for the partition must go with its offset.
         """
-        known = self.done_offset <= self.committed_offset and not again
+        known = self.done_offset <= self.committed_offset and not again and not self.unsent
         if known or self.done_offset < self.emit_from:
             return None
         return Position(
-            self.topic, self.partition, self.done_offset, self.topic_id, self.version + 1
+            self.topic,
+            self.partition,
+            self.done_offset,
+            self.topic_id,
+            self.version + 1,
+            self.partitions,
+            names(self.sends_to),
+            self.held,
         )
 
     def committed(self, position: Position) -> None:
         """Take note that the group knows ``position``."""
         self.committed_offset = position.offset
         self.version = position.version
+        self.unsent = frozenset()
 
     def rewind(self, offset: int) -> None:
         """Be at ``offset`` again: what came after it was undone."""
@@ -91,6 +109,8 @@ def own(
     topic_ids: Mapping[str, str],
     epoch: int,
     mismatch: Mismatch,
+    feeds: Mapping[str, frozenset[str]],
+    partition_counts: Mapping[str, int],
 ) -> list[OwnedPartition]:
     """Return the start of each newly assigned partition: offset 0, silent up to what is committed.
 
@@ -115,6 +135,8 @@ def own(
             if mismatch == "stop":
                 raise PositionError(fault)
             offset = low if mismatch == "replay" else high
+        sends_to = feeds.get(committed.topic, frozenset())
+        sent = frozenset() if note is None else frozenset(note.sent.split())
         owned.append(
             OwnedPartition(
                 topic=committed.topic,
@@ -127,6 +149,10 @@ def own(
                 done_offset=low,
                 high_offset=high,
                 version=0 if note is None else note.version,
+                partitions=partition_counts.get(committed.topic, 0),
+                sends_to=sends_to,
+                held=0 if note is None else note.held,
+                unsent=frozenset() if fault is not None or not offset else sends_to - sent,
             )
         )
     return owned
@@ -142,7 +168,14 @@ def claim(consumer: ConsumerClient, owned: list[OwnedPartition], writer: str) ->
             one.topic,
             one.partition,
             max(one.emit_from, one.next_offset),
-            metadata=CommitNote(one.topic_id, one.version, writer).dump(),
+            metadata=CommitNote(
+                one.topic_id,
+                one.version,
+                writer,
+                partitions=one.partitions,
+                sent=names(one.sends_to - one.unsent),
+                held=one.held,
+            ).dump(),
         )
         for one in owned
     ]
@@ -150,6 +183,11 @@ def claim(consumer: ConsumerClient, owned: list[OwnedPartition], writer: str) ->
         consumer.commit(offsets=offsets, asynchronous=False)
     except KafkaException as error:
         log.info("partitions_not_claimed", reason=error.args[0].str())
+
+
+def names(topics: frozenset[str]) -> str:
+    """Return topics as a commit note holds them."""
+    return " ".join(sorted(topics))
 
 
 def _fault(committed: TopicPartition, low: int, high: int, topic_id: str) -> str | None:

@@ -15,7 +15,6 @@ from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
 from headrace.streams.commit import (
     CheckedProducer,
-    CommitNote,
     load_note,
     producer_properties,
     send_all,
@@ -332,7 +331,7 @@ class ExactlyOnce:
                 p.topic,
                 p.partition,
                 p.offset,
-                metadata=CommitNote(p.topic_id, p.version, self._id).dump(),
+                metadata=p.note(self._id).dump(),
             )
             for p in positions
         ]
