@@ -166,7 +166,8 @@ def test_a_new_feature_is_whole_from_its_first_event_and_nothing_is_scored_twice
 def test_rows_that_nobody_has_scored_keep_other_definitions_away_until_they_are_drained(project):
     messages, rows = make_payments(project, 30_000, seed=5)
     former = (project.folder / "definitions.py").read_text()
-    environment = change(project, *NEW_FEATURE)
+    (project.folder / "definitions.py").write_text(former.replace(*NEW_FEATURE))
+    environment = open_environment(project.folder)
     (project.folder / "definitions.py").write_text(former)
     sent = 0
     # Killed in the midst of many rows; in most cases that leaves some at once.
@@ -178,9 +179,8 @@ def test_rows_that_nobody_has_scored_keep_other_definitions_away_until_they_are_
             worker.kill()
         sent += 6_000
     wanted = expected_features(rows[:sent])
-    (project.folder / "definitions.py").write_text(
-        former.replace(*NEW_FEATURE),
-    )
+    (project.folder / "definitions.py").write_text(former.replace(*NEW_FEATURE))
+    apply(environment)
 
     code, said = ended(project.folder)
     assert code == 1, said
