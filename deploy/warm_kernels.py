@@ -66,6 +66,11 @@ def warm_state(stage: StagePlan) -> None:
         )
         assert state.key_count == _KEYS
         state.probe(state.distinct(applied.slots))
+        state.open_capture(whole=True)
+        records = state.capture()
+        while state.captures.is_open:
+            records += state.capture()
+        EntityState(stage).restore(records, _KEYS)
     for place in (murmur2_partitions, crc32_partitions):
         place(names, _PARTITIONS)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from headrace.features.capture import SLICE_WORDS, Captures, key_bytes
 from headrace.features.kernels.forget import (
     Forgotten,
     find_again,
@@ -38,10 +39,14 @@ from headrace.features.kernels.memory import (
     Memory,
 )
 from headrace.features.kernels.probe import Probe, build_ticks, distinct_slots, probe_slots
+from headrace.features.kernels.records import place_records, room_of, scatter_bytes
 from headrace.features.kernels.rows import Rows, apply_rows
 from headrace.features.kernels.slots import rehash_slots, resolve_slots
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headrace.features.capture import SlotRecords
     from headrace.features.kernels.slots import Keys
     from headrace.features.plan import StagePlan
 
@@ -99,6 +104,7 @@ class EntityState:
         read = {index for feature in stage.features for index in feature.aggregates}
         self._ticks = build_ticks(self._layout, {age.aggregate for age in stage.ages} - read)
         self._marks = np.zeros(_FIRST_KEYS, dtype=np.int8)
+        self._captures: Captures | None = None
         width, rings = len(self._layout.header), len(stage.rings)
         pool = np.zeros(_FIRST_WORDS, dtype=np.int64)
         self._memory = Memory(
@@ -159,6 +165,8 @@ class EntityState:
         slots = np.empty(count, dtype=np.int64)
         insert = _flags(np.ones(count, dtype=bool) if insert is None else insert)
         self._resolve(batch_keys, insert, slots)
+        if self._captures is not None:
+            self._captures.touch(self._memory, slots)
         rows = Rows(
             slots=slots,
             inputs=read_only(np.asarray(inputs, dtype=np.int8)),
@@ -229,6 +237,8 @@ class EntityState:
         slots = np.empty(len(batch_keys.hashes), dtype=np.int64)
         self._resolve(batch_keys, _flags(np.zeros(len(slots), dtype=bool)), slots)
         found: np.ndarray = np.unique(slots[slots >= 0])
+        if self._captures is not None:
+            self._captures.touch(self._memory, found)
         for slot in found.tolist():
             self._save_header(slot)
             self._forgotten.append(forget_slot(self._layout, self._memory, slot))
@@ -280,12 +290,113 @@ class EntityState:
         Cost: O(keys and late cells touched since), not O(state).
         """
         assert self._memory.meta[M_OPEN] > 0, "no transaction is open"
+        if self._captures is not None and self._captures.is_open:
+            self._captures.lose()
         find_again(self._memory, self._forgotten)
         abort_journal(self._layout, self._memory)
         self._memory.meta[M_ARENA] = self._memory.meta[M_BASE_ARENA]
         if self._forgotten:
             rebuild_table(self._memory)
             self._forgotten = []
+
+    @property
+    def captures(self) -> Captures:
+        """What is copied of the state while it goes on; keeps track from the first call on."""
+        if self._captures is None:
+            integers = self._stage.key_kind == "int64"
+            self._captures = Captures(self._layout, integer_keys=integers)
+        return self._captures
+
+    def capture(self, words_max: int = SLICE_WORDS) -> list[SlotRecords]:
+        """Copy a slice of the open capture, and return all that was copied since the last call.
+
+        ``captures.is_open`` says whether more is to come.
+        """
+        self.captures.go_on(self._memory, words_max)
+        return self.captures.take()
+
+    def open_capture(self, *, whole: bool) -> None:
+        """Open a capture of all keys as they are now, or of those changed since the last one."""
+        self.captures.open(self._memory, whole=whole)
+
+    def restore(self, records: Iterable[SlotRecords], key_count: int) -> None:
+        """Fill the state, which must be empty, with ``key_count`` keys.
+
+        Args:
+            records: Of captures, the newest first: of several of one slot the first holds.
+            key_count: How many keys there were at the newest one.
+
+        Raises:
+            ValueError: If they are not of a stage like this, or a key is missing.
+
+        """
+        assert not self._memory.meta[M_KEYS], "a state is restored once, and empty"
+        integers = self._stage.key_kind == "int64"
+        done = np.zeros(key_count, np.int8)
+        self._reserve(key_count)
+        names: list[tuple[np.ndarray, SlotRecords]] = []
+        for found in records:
+            self._check_records(found, key_count)
+            memory = self._memory
+            fresh = done[found.slots] == 0
+            slots = found.slots[fresh]
+            memory.key_hashes[slots] = found.hashes[fresh]
+            if integers:
+                memory.keys[slots, 0] = found.keys.to_numpy()[fresh]
+            else:
+                memory.keys[slots, 1] = np.diff(key_bytes(found)[0])[fresh]
+                names.append((np.where(fresh, found.slots, -1), found))
+            columns = tuple(map(read_only, (found.slots, found.heads, found.ends, found.cells)))
+            words = room_of(self._layout, columns[0], columns[1], done)
+            pool = _with_room(memory.pool, int(memory.meta[M_POOL]) + words)
+            if pool is not memory.pool:
+                self._memory = memory = memory._replace(pool=pool, pool_floats=pool.view(float))
+            place_records(self._layout, memory, *columns, done)
+        if not done.all():
+            message = f"{int((done == 0).sum())} of {key_count} keys are in no record"
+            raise ValueError(message)
+        self._memory.meta[M_KEYS] = key_count
+        if not integers:
+            self._restore_names(names)
+        rehash_slots(self._memory.table, self._memory.key_hashes, key_count)
+
+    def _check_records(self, records: SlotRecords, key_count: int) -> None:
+        """Let no record in that the kernels would take for an address."""
+        width = len(self._layout.header)
+        slots, ends = records.slots, records.ends
+        if records.heads.shape[1] != width:
+            message = f"records of {records.heads.shape[1]} words are not of a stage of {width}"
+            raise ValueError(message)
+        if len(slots) and (slots.min() < 0 or slots.max() >= key_count):
+            message = f"slot {int(slots.max())} is not one of {key_count}"
+            raise ValueError(message)
+        if ends[0] != 0 or (np.diff(ends) < 0).any() or ends[-1] > len(records.cells):
+            message = "cells do not lie back to back"
+            raise ValueError(message)
+
+    def _reserve(self, key_count: int) -> None:
+        """Make room for so many keys, where there are none yet."""
+        memory = self._memory
+        table = memory.table
+        if 2 * (key_count + 1) > len(table):
+            table = np.zeros((1 << (2 * (key_count + 1) - 1).bit_length(), 2), np.uint64)
+        grown = {name: _with_room(getattr(memory, name), key_count) for name in _KEY_ARRAYS}
+        self._memory = memory._replace(table=table, **grown)
+
+    def _restore_names(self, names: list[tuple[np.ndarray, SlotRecords]]) -> None:
+        """Lay the keys' bytes out in the order of their slots."""
+        memory = self._memory
+        count = int(memory.meta[M_KEYS])
+        ends = np.zeros(count + 1, np.int64)
+        np.cumsum(memory.keys[:count, 1], out=ends[1:])
+        memory.keys[:count, 0] = ends[:-1]
+        arena = _with_room(memory.arena, int(ends[-1]))
+        for slots, found in names:
+            key_ends, data = key_bytes(found)
+            targets = np.where(slots < 0, -1, ends[slots])
+            scatter_bytes(data, key_ends, targets, arena)
+        self._memory = memory._replace(arena=arena)
+        self._memory.meta[M_ARENA] = int(ends[-1])
 
     def _resolve(self, keys: Keys, insert: np.ndarray, slots: np.ndarray) -> None:
         count, row = len(slots), 0

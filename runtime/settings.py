@@ -79,6 +79,16 @@ class TopicSettings(_Section):
     properties: dict[str, Scalar] = Field(default_factory=dict)
 
 
+class CheckpointSettings(_Section):
+    """How the workers keep their state, so that a restart replays what came since."""
+
+    enabled: bool = True
+    #: Null: ``checkpoints`` in the state folder.
+    folder: Path | None = None
+    #: Between two checkpoints of one partition.
+    interval: Annotated[str, StringConstraints(pattern=r"^\d+\s*(ms|s|m|h|d)$")] = "60s"
+
+
 class StreamSettings(_Section):
     """How the workers run."""
 
@@ -94,6 +104,7 @@ class StreamSettings(_Section):
     max_record_bytes: int = Field(1_048_576, ge=1)
     #: In place of each source's own ``max_ahead``, as for a replay of a simulated future.
     max_ahead: Annotated[str, StringConstraints(pattern=r"^\d+\s*(ms|s|m|h|d)$")] | None = None
+    checkpoints: CheckpointSettings = CheckpointSettings()
     #: 0: any free port, printed at the start. Null: no metrics page.
     metrics_port: int | None = Field(0, ge=0, le=65_535)
 
@@ -188,9 +199,14 @@ def load_settings(folder: Path) -> Settings:
     except ValidationError as error:
         raise SettingsError(_first_fault(error, path)) from None
     root = folder.absolute()
+    checkpoints = settings.stream.checkpoints
+    if checkpoints.folder is not None:
+        kept = root / checkpoints.folder.expanduser()
+        checkpoints = checkpoints.model_copy(update={"folder": kept})
     return settings.model_copy(
         update={
             "state_folder": root / settings.state_folder.expanduser(),
+            "stream": settings.stream.model_copy(update={"checkpoints": checkpoints}),
             "lake": settings.lake.model_copy(
                 update={"folder": root / settings.lake.folder.expanduser()}
             ),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from headrace.features.capture import SLICE_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
     import pyarrow as pa
+
+    from headrace.features.capture import SlotRecords
 
 
 @dataclass(slots=True)
@@ -98,6 +102,40 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """A wish for a slice of a checkpoint of one topic partition, between two batches.
+
+    One that ``opens`` begins capture ``number``, of the state at ``position``: of all keys
+    (``whole``) or those changed since the last one. ``lost``: that one came to nothing.
+    """
+
+    topic: str
+    partition: int
+    epoch: int
+    number: int
+    position: int
+    opens: bool = False
+    whole: bool = False
+    lost: bool = False
+    words_max: int = SLICE_WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A slice of capture ``number``: slots, and when it opened the small parts and all keys' count.
+
+    ``cancelled``: what it began with was undone, and nothing more will come.
+    """
+
+    number: int
+    records: list[SlotRecords] = field(default_factory=list)
+    parts: dict[str, Any] | None = None
+    key_count: int = 0
+    ended: bool = False
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class OnlineBlock:
     """What some keys of a stage's partition look like, for the online store.
 
@@ -131,7 +169,7 @@ class Outputs:
     """All that one batch causes, to be sent before its offset is committed.
 
     ``online`` may go to the online store once the batch's offset is committed. ``forgotten`` holds
-    the slot of a key that was forgotten, if there was one.
+    the slot of a key that was forgotten, if there was one. ``kept`` is a checkpoint's slice.
 
     ``rejected`` counts rows by DLQ reason; ``scored_arrival_time_ms`` holds the broker's timestamps
     of the scored events (for the end-to-end latency), None when nothing was scored.
@@ -152,6 +190,7 @@ class Outputs:
     forgotten: np.ndarray | None = None
     held: int = 0
     waits_for_ms: int | None = None
+    kept: Kept | None = None
     stage_seconds: float = 0.0
 
 

@@ -50,6 +50,8 @@ class Position:
     offset: int
     topic_id: str
     version: int = 0
+    checkpoint: str = ""
+    origin: int = 0
     partitions: int = 0
     sent: str = ""
     held: int = 0
@@ -60,9 +62,11 @@ class Position:
             self.topic_id,
             self.version,
             writer,
-            partitions=self.partitions,
-            sent=self.sent,
-            held=self.held,
+            self.checkpoint,
+            self.origin,
+            self.partitions,
+            self.sent,
+            self.held,
         )
 
 
@@ -73,16 +77,19 @@ class CommitNote:
     ``topic_id`` tells a recreated topic from the one that the offset belongs to. ``version`` counts
     the partition's transactions and ``writer`` is the transactional id that wrote the last one:
     together they tell whether a commit whose answer was lost has happened. ``checkpoint`` names
-    the state that was kept up to here, if one was. ``partitions`` is how many the topic had, and
-    ``sent`` names the re-key topics, with spaces between, that hold all that comes from below the
-    offset: other definitions may have others. ``held`` counts the rows below the offset that wait
-    for others in a re-keyed stage, and are not emitted.
+    the newest state that was kept, if one was. ``origin`` is the first offset that the group ever
+    read of the partition: a state without what lies there is not whole.
+
+    ``partitions`` is how many the topic had. ``sent`` names the re-key topics, with spaces between,
+    that hold all that comes from below the offset: other definitions may have others. ``held``
+    counts the rows below the offset that wait for others in a re-keyed stage: they are not emitted.
     """
 
     topic_id: str
     version: int = 0
     writer: str = ""
     checkpoint: str = ""
+    origin: int = 0
     partitions: int = 0
     sent: str = ""
     held: int = 0
@@ -108,6 +115,7 @@ def load_note(metadata: str | None) -> CommitNote | None:
         "version": int,
         "writer": str,
         "checkpoint": str,
+        "origin": int,
         "partitions": int,
         "sent": str,
         "held": int,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from confluent_kafka import TopicPartition
 
 from headrace.runtime.logging import get_logger
-from headrace.streams.batch import EventBatch, Outputs
+from headrace.streams.batch import EventBatch, Keep, Outputs
 from headrace.streams.errors import UndoneError
 from headrace.streams.flow import joined, marked
 from headrace.streams.intake import BatchSizer, backlog_batch
@@ -170,7 +170,8 @@ class Committer:
                 owned = self._owned.get((batch.topic, batch.partition))
                 if owned is None or owned.epoch != batch.epoch:
                     continue
-                if self.doomed and self._table.is_open(batch.topic, batch.partition):
+                undone = self.doomed and self._table.is_open(batch.topic, batch.partition)
+                if undone and not isinstance(batch, Keep):
                     continue
                 if isinstance(batch, EventBatch):
                     if batch.alive is None:

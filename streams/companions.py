@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from headrace.streams.batch import EventBatch, Forget, Look, Outputs, Processor
+    from headrace.streams.batch import EventBatch, Forget, Keep, Look, Outputs, Processor
     from headrace.streams.positions import OwnedPartition
 
-    Item = EventBatch | Look | Forget
+    Item = EventBatch | Look | Forget | Keep
     Place = tuple[str, int]
 
 
@@ -23,6 +23,9 @@ class Companion:
 
     def assigned(self, partitions: Sequence[OwnedPartition]) -> None:
         """Take in partitions whose state stands where reading them begins."""
+
+    def restored(self, owned: OwnedPartition, processor: Processor) -> None:
+        """Take note that an assigned partition's state was brought back, and not replayed."""
 
     def released(self, places: Collection[Place], *, flush: bool) -> None:
         """Let partitions go; ``flush``: nobody else has them yet."""
@@ -34,7 +37,7 @@ class Companion:
         del owned
         return parts
 
-    def due(self, room: int) -> Sequence[Look | Forget]:
+    def due(self, room: int) -> Sequence[Look | Forget | Keep]:
         """Return what is to be handed over now; ``room`` tickets can be had without a wait."""
         del room
         return []
@@ -56,11 +59,11 @@ class Restorer(Protocol):
         """Whether there may be something to restore; within the callback of a rebalance."""
         ...
 
-    def restore(self, owned: OwnedPartition, processor: Processor) -> int | None:
-        """Bring the state to an offset, at most the committed one, and return it.
+    def restore(self, owned: OwnedPartition, make: Callable[[], Processor]) -> Processor:
+        """Return the partition's processor, and let ``owned`` stand where its state does.
 
-        Called by the loop, with nothing of the partition handed over. None: not yet; it is called
-        again at the next turn of the loop, unless the partition was taken away.
+        That is at most at the committed offset. ``make`` returns an empty processor. Called by the
+        loop, with nothing of the partition handed over.
         """
         ...
 
@@ -73,6 +76,6 @@ class NoRestorer:
         del owned
         return False
 
-    def restore(self, owned: OwnedPartition, processor: Processor) -> int | None:
+    def restore(self, owned: OwnedPartition, make: Callable[[], Processor]) -> Processor:
         """Never called."""
-        raise AssertionError((owned, processor))
+        raise AssertionError((owned, make))

@@ -27,10 +27,11 @@ from headrace.streams.erasures import (
 from headrace.streams.errors import ErasureError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from headrace.features.plan import PipelinePlan, StagePlan
-    from headrace.streams.batch import Look, Outputs
+    from headrace.streams.batch import Outputs, Processor
+    from headrace.streams.companions import Item
     from headrace.streams.erasures import Erasure
     from headrace.streams.online_feed import OnlineFeed
     from headrace.streams.positions import OwnedPartition
@@ -192,6 +193,13 @@ class ErasureFeed(Companion):
                 if position is not None:
                     self._wait(kept, request, position)
 
+    def restored(self, owned: OwnedPartition, processor: Processor) -> None:
+        """Let what a restored partition has forgotten already not be forgotten again."""
+        kept = self._kept.get((owned.topic, owned.partition))
+        requests: Collection[str] = getattr(processor, "erased", ())
+        if kept is not None and requests:
+            kept.waiting = [one for one in kept.waiting if one.request not in requests]
+
     def released(self, places: Iterable[tuple[str, int]], *, flush: bool) -> None:
         """Let partitions go."""
         del flush
@@ -208,7 +216,7 @@ class ErasureFeed(Companion):
             for piece in (self._cut(owned, part) if isinstance(part, EventBatch) else [part])
         ]
 
-    def settled(self, item: EventBatch | Look | Forget, outputs: Outputs) -> None:
+    def settled(self, item: Item, outputs: Outputs) -> None:
         """Let it be said that a key is forgotten, once the online store knows nothing of it."""
         slots = outputs.forgotten
         if not isinstance(item, Forget) or slots is None:

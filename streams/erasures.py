@@ -12,7 +12,7 @@ Pure: no Kafka, no clock.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import orjson
@@ -233,6 +233,35 @@ class ErasedRows:
         """Go back to the erasures at ``begin``."""
         self._forgets = self._saved
         self._update()
+
+    def dump(self) -> dict[str, Any]:
+        """Return the erasures, for a checkpoint."""
+        return {
+            "forgets": [
+                {
+                    "place": {
+                        name: getattr(one, name)
+                        for name in ("topic", "partition", "epoch", "request", "position")
+                    },
+                    "key": pa.RecordBatch.from_arrays([one.key], ["key"]),
+                    "bounds": dict(one.bounds),
+                }
+                for one in self._forgets
+            ]
+        }
+
+    def load(self, kept: dict[str, Any]) -> None:
+        """Take over what ``dump`` returned."""
+        self._forgets = [
+            Forget(key=one["key"].column(0), bounds=one["bounds"], **one["place"])
+            for one in kept["forgets"]
+        ]
+        self._update()
+
+    @property
+    def requests(self) -> frozenset[str]:
+        """The requests that were carried out."""
+        return frozenset(forget.request for forget in self._forgets)
 
     def _update(self) -> None:
         self._ends = {}

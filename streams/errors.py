@@ -62,3 +62,7 @@ class FencedError(StreamError):
 
 class UndoneError(StreamError):
     """The open transaction came to nothing: what it changed must be undone, then work goes on."""
+
+
+class CheckpointError(StreamError):
+    """A checkpoint is not as it was written, or cannot be read."""

@@ -11,7 +11,7 @@ from headrace.streams.tickets import Ticket
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 
-    from headrace.streams.batch import EventBatch, Forget, Look
+    from headrace.streams.batch import EventBatch, Forget, Keep, Look
     from headrace.streams.clients import Clients
     from headrace.streams.intake import Row
     from headrace.streams.source_options import Route
@@ -52,7 +52,7 @@ class HandOver:
         for kind, members in itertools.groupby(made, lambda batch: routes[batch.topic].kind):
             self._send_off(kind, list(members))
 
-    def submit_one(self, item: Look | Forget) -> None:
+    def submit_one(self, item: Look | Forget | Keep) -> None:
         """Hand one item over, in a ticket of its own."""
         self._send_off(self._routes[item.topic].kind, [item])
 
@@ -72,7 +72,7 @@ class HandOver:
         """Drop the rows of partitions that were read and not handed over."""
         self.stash = [row for row in self.stash if (row.topic(), row.partition()) not in places]
 
-    def _send_off(self, kind: str, batches: Sequence[EventBatch | Look | Forget]) -> None:
+    def _send_off(self, kind: str, batches: Sequence[EventBatch | Look | Forget | Keep]) -> None:
         ticket = Ticket(kind, list(batches), submitted_s=self._clients.monotonic_s())
         self._tickets.append(ticket)
         self._submit(ticket)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -294,6 +294,56 @@ class LaneTable:
             self._oldest_ms,
         ) = self._saved  # type: ignore[assignment]
         self._saved = None
+        self._limit_ms = self._compute_limit()
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state, for a checkpoint."""
+        lanes = list(self._high_water)
+        return {
+            "lanes": [list(lane) for lane in lanes],
+            "high_water": [self._high_water[lane] for lane in lanes],
+            "watermark_ms": [self._watermark_ms[lane] for lane in lanes],
+            "open": [lane in self._open for lane in lanes],
+            "ended_ms": [self._ended_ms.get(lane) for lane in lanes],
+            "log_time_ms": self._log_time_ms,
+            "sequence": self._sequence,
+            "dropped_messages": self.dropped_messages,
+            "held": [
+                {
+                    "lane": list(held.lane),
+                    "sequence": held.sequence,
+                    "rows": held.rows,
+                    "event_time_ms": held.event_time_ms,
+                }
+                for held in self._held
+            ],
+        }
+
+    def load(self, kept: dict[str, Any]) -> None:
+        """Take over what ``dump`` returned of a table of the same lanes."""
+        lanes = [Lane(*lane) for lane in kept["lanes"]]
+        assert set(lanes) == set(self._high_water), lanes
+        self._high_water = dict(zip(lanes, kept["high_water"], strict=True))
+        self._watermark_ms = dict(zip(lanes, kept["watermark_ms"], strict=True))
+        self._open = {lane for lane, is_open in zip(lanes, kept["open"], strict=True) if is_open}
+        told = zip(lanes, kept["ended_ms"], strict=True)
+        self._ended_ms = {lane: ended_ms for lane, ended_ms in told if ended_ms is not None}
+        self._oldest_ms = min(self._ended_ms.values(), default=-NEVER)
+        self._log_time_ms = kept["log_time_ms"]
+        self._sequence = kept["sequence"]
+        self.dropped_messages = kept["dropped_messages"]
+        # In the order of the heap that they came from, so they are one.
+        self._held = [
+            _Held(
+                int(held["event_time_ms"][0]),
+                held["sequence"],
+                Lane(*held["lane"]),
+                held["rows"],
+                held["event_time_ms"],
+            )
+            for held in kept["held"]
+        ]
+        self._held_count = sum(held.event_time_ms.size for held in self._held)
         self._limit_ms = self._compute_limit()
 
     def _compute_limit(self) -> int:

@@ -20,11 +20,14 @@ from headrace.runtime.errors import KafkaUnavailableError, explain
 from headrace.runtime.health import HealthServer
 from headrace.runtime.kafka import admin, partition_counts, topic_ids
 from headrace.runtime.logging import get_logger
+from headrace.runtime.settings import duration_ms
 from headrace.schemas.codec import RecordEncoder
 from headrace.schemas.errors import RegistryUnavailableError
 from headrace.schemas.wire import WireDecoder
 from headrace.scoring.engine import engine_version
 from headrace.streams.app import StreamApp, build_app, run
+from headrace.streams.checkpoint_feed import CheckpointFeed
+from headrace.streams.checkpoint_writer import CheckpointWriter
 from headrace.streams.context import ProcessorContext
 from headrace.streams.cutover import check_cut_over
 from headrace.streams.deployments import DeploymentFollower, LiveModels
@@ -50,7 +53,7 @@ if TYPE_CHECKING:
     from headrace.features.plan import PipelinePlan, SourcePlan
     from headrace.features.store.views import OnlineEntity
     from headrace.runtime.clock import Clock
-    from headrace.streams.companions import Companion
+    from headrace.streams.companions import Companion, Restorer
     from headrace.streams.positions import Mismatch
     from headrace.streams.tickets import Ticket
 
@@ -130,11 +133,21 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
             writer.start()
             online = OnlineFeed(plan, context.online, writer, clock)
         erasures = _patiently(lambda: _erasures(environment, plan, context, online))
-        companions = [one for one in (online, erasures) if one is not None]
+        keeper, checkpoints = _checkpoints(environment, plan, telemetry, clock)
+        companions = [one for one in (online, erasures, checkpoints) if one is not None]
         worker = None if identity is None else identity.name
-        return run(
-            _app(environment, plan, context, options, telemetry, companions, worker, drained)
+        app = _app(
+            environment,
+            plan,
+            context,
+            options,
+            telemetry,
+            companions,
+            worker,
+            checkpoints,
+            drained,
         )
+        return _run(app, keeper)
     finally:
         if identity is not None:
             identity.release()
@@ -144,6 +157,14 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         environment.registry.close()
         if health is not None:
             health.close()
+
+
+def _run(app: StreamApp, keeper: CheckpointWriter | None) -> int:
+    try:
+        return run(app)
+    finally:
+        if keeper is not None:
+            keeper.stop()
 
 
 def _identity(environment: Environment, plan: PipelinePlan) -> WorkerIdentity | None:
@@ -182,6 +203,29 @@ def _erasures(
         log.warning("no_erasures_topic", topic=topic, hint=HINT)
         return None
     return ErasureFeed(plan, ErasureLog(environment.client, topic), context.topic_ids, online)
+
+
+def _checkpoints(
+    environment: Environment, plan: PipelinePlan, telemetry: Telemetry, clock: Clock
+) -> tuple[CheckpointWriter | None, CheckpointFeed | None]:
+    """Return who writes checkpoints, already at work, and who says when; None if nobody does."""
+    settings = environment.project.settings
+    given = settings.stream.checkpoints
+    if not given.enabled:
+        return None, None
+    root = given.folder or settings.state_folder / "checkpoints"
+    writer = CheckpointWriter(root, engine_version(), clock, telemetry.checkpoints)
+    writer.start()
+    feed = CheckpointFeed(
+        root,
+        topics.group(plan.project, plan.name),
+        plan.fingerprint,
+        writer,
+        clock,
+        duration_ms(given.interval),
+        telemetry.checkpoints,
+    )
+    return writer, feed
 
 
 def _patiently(ask: Callable[[], Answer]) -> Answer:
@@ -262,6 +306,7 @@ def _app(
     telemetry: Telemetry,
     companions: Sequence[Companion],
     worker: str | None,
+    restorer: Restorer | None,
     drained: Callable[[], None],
 ) -> StreamApp:
     settings = environment.project.settings.stream
@@ -295,6 +340,7 @@ def _app(
             submit,
             telemetry,
             companions,
+            restorer,
         )
 
     kinds = sorted({route.kind for route in routes.values()})

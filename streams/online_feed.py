@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headrace.features.store.views import OnlineEntity
     from headrace.runtime.clock import Clock
     from headrace.streams.batch import Forget, OnlineBlock, Outputs
+    from headrace.streams.companions import Item
     from headrace.streams.online import OnlineWriter
     from headrace.streams.positions import OwnedPartition
 
@@ -90,7 +91,7 @@ class OnlineFeed(Companion):
             if kept is not None:
                 self._writer.release(kept.served, flush=flush)
 
-    def settled(self, item: EventBatch | Look | Forget, outputs: Outputs) -> None:
+    def settled(self, item: Item, outputs: Outputs) -> None:
         """Take what a batch or look caused, which was sent."""
         kept = self._kept.get((item.topic, item.partition))
         if kept is None:

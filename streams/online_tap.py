@@ -90,6 +90,15 @@ class OnlineTap:
         self._due_ms[slots] = FAR
         self._changed[slots] = 0
 
+    def restored(self, version: int) -> None:
+        """Tap a state that was put back: all its keys may have changed up to ``version``.
+
+        Where they stand is told by the pass that a new owner goes over them.
+        """
+        self._grow()
+        self._changed[: self._state.key_count] = version
+        self._version = version
+
     def begin(self) -> None:
         """Remember what was told, for ``abort``."""
         self._saved = (self._version, self._told)

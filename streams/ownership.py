@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import TopicPartition
 
 from headrace.runtime.logging import get_logger
 from headrace.streams.intake import backlog_batch
-from headrace.streams.positions import OwnedPartition, claim, own
+from headrace.streams.positions import OwnedPartition, claim, own, refuse_lost_history
 from headrace.streams.source_options import revoke_budget_s
 
 if TYPE_CHECKING:
@@ -104,16 +105,16 @@ class Ownership:
             if self._committer.guarantee.open_s or self._committer.doomed:
                 return
         for place, owned in list(self._restoring.items()):
-            processor = self._table.processor(*place)
-            offset = self._restorer.restore(owned, processor)
-            if offset is None or self._restoring.get(place) is not owned:
-                continue
-            assert offset <= max(owned.emit_from, owned.next_offset), (place, offset)
+            beginning = owned.next_offset
+            processor = self._restorer.restore(owned, partial(self._build, *place))
+            assert owned.next_offset <= max(owned.emit_from, beginning), owned
+            refuse_lost_history(owned, self._options.mismatch)
             del self._restoring[place]
-            owned.next_offset = owned.done_offset = offset
-            self._table.start(*place, offset)
+            self._settle_in(owned, processor)
             self._begin([owned])
-            at = TopicPartition(*place, offset)
+            for companion in self._companions:
+                companion.restored(owned, processor)
+            at = TopicPartition(*place, owned.next_offset)
             self._consumer.seek(at)
             self._consumer.resume([at])
 
@@ -137,7 +138,12 @@ class Ownership:
             restored: list[OwnedPartition] = []
             at_once: list[OwnedPartition] = []
             for one in started:
-                (restored if self._restorer.wanted(one) else at_once).append(one)
+                # What was not sent on yet must be read again, whatever was kept.
+                kept = not one.unsent and self._restorer.wanted(one)
+                (restored if kept else at_once).append(one)
+            for one in at_once:
+                refuse_lost_history(one, self._options.mismatch)
+                self._settle_in(one, self._build(one.topic, one.partition))
             self._begin(at_once)
             consumer.incremental_assign(
                 [TopicPartition(o.topic, o.partition, o.next_offset) for o in started]
@@ -176,13 +182,15 @@ class Ownership:
         for owned in started:
             if options.drained is not None and owned.topic not in self._relays:
                 owned.stop_offset = owned.high_offset
-            processor = self._build(owned.topic, owned.partition)
-            at = owned.next_offset
-            self._table.assign(owned.topic, owned.partition, owned.epoch, processor, at)
-            self._owned[owned.topic, owned.partition] = owned
+        self._owned |= {(owned.topic, owned.partition): owned for owned in started}
         if options.worker is not None:
             claim(self._consumer, started, options.worker)
         return started
+
+    def _settle_in(self, owned: OwnedPartition, processor: Processor) -> None:
+        """Let a processor own the partition from where it stands on."""
+        at = owned.next_offset
+        self._table.assign(owned.topic, owned.partition, owned.epoch, processor, at)
 
     def _begin(self, started: Sequence[OwnedPartition]) -> None:
         """Let partitions begin whose state stands where reading them begins.

@@ -78,6 +78,15 @@ class PartitioningCheck:
         self._partitions = partitions
         self._encode: Callable[[pa.Array], pa.Array] | None = None
 
+    def dump(self) -> dict[str, Any]:
+        """Return which encoding the rows have shown, for a checkpoint."""
+        return {"encoding": None if self._encode is None else ENCODINGS.index(self._encode)}
+
+    def load(self, kept: dict[str, Any]) -> None:
+        """Take over what ``dump`` returned."""
+        encoding = kept["encoding"]
+        self._encode = None if encoding is None else ENCODINGS[encoding]
+
     def check(self, raw_keys: pa.Array, column: pa.Array, offsets: np.ndarray) -> None:
         """Check rows that have a key in the event, and a Kafka key that says where it lies.
 

@@ -36,7 +36,8 @@ class OwnedPartition:
     Offsets: below ``emit_from`` rows are replayed in silence; ``next_offset`` is the next one to
     hand over, ``done_offset`` the next one whose outputs are not sent yet, ``committed_offset``
     what the group knows. ``end_told`` says that the processor knows it has seen all there is.
-    ``version`` counts the transactions that have committed the partition.
+    ``version`` counts the transactions that have committed the partition. ``checkpoint`` names its
+    newest one, ``origin`` is the first offset that the group ever read.
 
     ``partitions`` is how many the topic has. ``sends_to`` are the re-key topics that its rows go
     on into; ``unsent`` those of them that lack the rows below ``emit_from``, since other
@@ -56,6 +57,8 @@ class OwnedPartition:
     end_told: bool = False
     newest_arrival_ms: int | None = None
     version: int = 0
+    checkpoint: str = ""
+    origin: int = 0
     partitions: int = 0
     sends_to: frozenset[str] = frozenset()
     unsent: frozenset[str] = frozenset()
@@ -86,6 +89,8 @@ class OwnedPartition:
             self.done_offset,
             self.topic_id,
             self.version + 1,
+            self.checkpoint,
+            self.origin,
             self.partitions,
             names(self.sends_to),
             self.held,
@@ -149,6 +154,7 @@ def own(
                 done_offset=low,
                 high_offset=high,
                 version=0 if note is None else note.version,
+                origin=low if note is None or fault is not None else note.origin,
                 partitions=partition_counts.get(committed.topic, 0),
                 sends_to=sends_to,
                 held=0 if note is None else note.held,
@@ -156,6 +162,33 @@ def own(
             )
         )
     return owned
+
+
+def refuse_lost_history(owned: OwnedPartition, mismatch: Mismatch) -> None:
+    """See to it that a state without its beginning is nobody's surprise.
+
+    Raises:
+        PositionError: If the log no longer holds what the group once read, and no checkpoint does.
+
+    """
+    if not owned.emit_from or owned.checkpoint or owned.next_offset <= owned.origin:
+        return
+    where = f"{owned.topic}[{owned.partition}]"
+    if mismatch != "stop":
+        log.warning("history_is_missing", place=where, start=owned.next_offset)
+        owned.origin = owned.next_offset
+        if mismatch == "replay":
+            owned.emit_from, owned.committed_offset = owned.next_offset, -1
+        return
+    rule = f"begin at offset {owned.origin}, where the group first read, or at a checkpoint"
+    got = f"a log from offset {owned.next_offset} on, committed up to {owned.emit_from}"
+    hint = (
+        "put the checkpoint folder back, or start once with `headrace worker --on-mismatch skip`"
+        " (goes on at the committed offset) or `replay` (emits all again): the history before"
+        " is missing then. Definitions that have changed need all of the history: go back to the"
+        " former ones, or name a new topic that holds it"
+    )
+    raise PositionError(explain("the state", rule, got, where, hint))
 
 
 def claim(consumer: ConsumerClient, owned: list[OwnedPartition], writer: str) -> None:
@@ -172,9 +205,11 @@ def claim(consumer: ConsumerClient, owned: list[OwnedPartition], writer: str) ->
                 one.topic_id,
                 one.version,
                 writer,
-                partitions=one.partitions,
-                sent=names(one.sends_to - one.unsent),
-                held=one.held,
+                one.checkpoint,
+                one.origin,
+                one.partitions,
+                names(one.sends_to - one.unsent),
+                one.held,
             ).dump(),
         )
         for one in owned

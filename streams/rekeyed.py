@@ -7,7 +7,7 @@ log's prefix alone. What message m lets through is emitted with m's offset.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from headrace.streams.batch import Outputs
 from headrace.streams.erasures import ErasedRows
 from headrace.streams.errors import LaneError
 from headrace.streams.exits import Onward, exit_of
+from headrace.streams.keeping import Keeper
 from headrace.streams.lanes import NEVER, Lane, LaneNote, LaneTable
 from headrace.streams.online_tap import OnlineTap
 from headrace.streams.rekey import hop_to
@@ -26,8 +27,11 @@ from headrace.streams.routes import emits, opens
 from headrace.streams.stage import entity_keys_of, with_stage
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headrace.features.capture import SlotRecords
     from headrace.features.plan import PipelinePlan
-    from headrace.streams.batch import EventBatch, Forget, Look, Undoable
+    from headrace.streams.batch import EventBatch, Forget, Keep, Look, Undoable
     from headrace.streams.context import ProcessorContext
     from headrace.streams.lanes import Released
     from headrace.streams.rekey import StreamRows
@@ -80,6 +84,7 @@ class RekeyedStageProcessor:
         self._position = 0
         self._watermark_ms = NEVER
         self._saved = (0, NEVER)
+        self._keeper = Keeper(self._dump, self._state)
 
     @property
     def state(self) -> EntityState:
@@ -275,11 +280,41 @@ class RekeyedStageProcessor:
 
     def forget(self, forget: Forget) -> Outputs:
         """Drop what is kept of a key, and let its rows below the bounds count for nothing."""
+        self._keeper.cancel()
         self._erased.add(forget)
         slots = self._state.forget(forget.key)
         if self._tap is not None:
             self._tap.forget(slots)
         return Outputs(forgotten=slots)
+
+    def keep(self, keep: Keep) -> Outputs:
+        """Return a slice of a checkpoint."""
+        return self._keeper.keep(keep)
+
+    def restore(
+        self, parts: dict[str, Any], records: Iterable[SlotRecords], key_count: int, offset: int
+    ) -> None:
+        """Be what was kept at ``offset``."""
+        self._state.restore(records, key_count)
+        self._keeper.track()
+        self._position, self._watermark_ms = parts["position"], parts["watermark_ms"]
+        self._lanes.load(parts["lanes"])
+        self._erased.load(parts["erased"])
+        if self._tap is not None:
+            self._tap.restored(offset)
+
+    @property
+    def erased(self) -> frozenset[str]:
+        """The requests whose keys are forgotten."""
+        return self._erased.requests
+
+    def _dump(self) -> dict[str, Any]:
+        return {
+            "position": self._position,
+            "watermark_ms": self._watermark_ms,
+            "lanes": self._lanes.dump(),
+            "erased": self._erased.dump(),
+        }
 
     def begin(self) -> None:
         """Remember the state, for ``abort``."""
@@ -294,6 +329,7 @@ class RekeyedStageProcessor:
 
     def abort(self) -> None:
         """Go back to the state at ``begin``."""
+        self._keeper.cancel()
         self._position, self._watermark_ms = self._saved
         for part in self._parts:
             part.abort()

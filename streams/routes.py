@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -76,6 +76,17 @@ class SourceRoutes:
         self._last = self._saved_last
         for sender in self._senders:
             sender.abort()
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state, for a checkpoint.
+
+        What the receivers were told is none: who starts again tells them anew, as after a replay.
+        """
+        return {"last": self._last}
+
+    def load(self, kept: dict[str, Any]) -> None:
+        """Take over what ``dump`` returned."""
+        self._last = kept["last"]
 
 
 def roles_of(plan: PipelinePlan, source: str) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ original bytes for the DLQ or late topic. Holds one number of state: the largest
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -113,6 +113,14 @@ class SourceSieve:
     def abort(self) -> None:
         """Go back to the state at ``begin``."""
         self.watermark_ms = self._saved_watermark_ms
+
+    def dump(self) -> dict[str, Any]:
+        """Return the state, for a checkpoint."""
+        return {"watermark_ms": self.watermark_ms}
+
+    def load(self, kept: dict[str, Any]) -> None:
+        """Take over what ``dump`` returned."""
+        self.watermark_ms = kept["watermark_ms"]
 
     def _without_late(
         self, batch: EventBatch, events: EventColumns, rows: np.ndarray, outputs: Outputs

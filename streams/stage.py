@@ -6,7 +6,7 @@ the log into other batches, or replaying it, changes nothing. No clock, no Kafka
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from headrace.features.vector import stage_ages, stage_features
 from headrace.streams.batch import Outputs
 from headrace.streams.erasures import ErasedRows
 from headrace.streams.exits import Onward, exit_of
+from headrace.streams.keeping import Keeper
 from headrace.streams.lanes import RESUMED
 from headrace.streams.online_tap import OnlineTap
 from headrace.streams.partitioning import PartitioningCheck, placing
@@ -26,8 +27,11 @@ from headrace.streams.routes import SourceRoutes, emits, emitted, last_offset, o
 from headrace.streams.sieve import SourceSieve
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from headrace.features.capture import SlotRecords
     from headrace.features.plan import PipelinePlan, StagePlan
-    from headrace.streams.batch import EventBatch, Forget, Look, Undoable
+    from headrace.streams.batch import EventBatch, Forget, Keep, Look, Undoable
     from headrace.streams.context import ProcessorContext
     from headrace.streams.rekey import StreamRows
 
@@ -79,6 +83,7 @@ class DirectStageProcessor:
             *taps,
         )
         self._last = self._saved_last = RESUMED
+        self._keeper = Keeper(self._dump, self._state)
 
     @property
     def state(self) -> EntityState:
@@ -129,6 +134,7 @@ class DirectStageProcessor:
 
     def forget(self, forget: Forget) -> Outputs:
         """Drop what is kept of a key, and let its rows below the bounds count for nothing."""
+        self._keeper.cancel()
         self._erased.add(forget)
         slots = self._state.forget(forget.key)
         if self._tap is not None:
@@ -149,6 +155,38 @@ class DirectStageProcessor:
         self._check.check(raw.filter(known), keys.filter(known), offsets)
         return pc.if_else(placed, keys, pa.scalar(None, keys.type))
 
+    def keep(self, keep: Keep) -> Outputs:
+        """Return a slice of a checkpoint."""
+        return self._keeper.keep(keep)
+
+    def restore(
+        self, parts: dict[str, Any], records: Iterable[SlotRecords], key_count: int, offset: int
+    ) -> None:
+        """Be what was kept at ``offset``."""
+        self._state.restore(records, key_count)
+        self._keeper.track()
+        self._last = parts["last"]
+        self._sieve.load(parts["sieve"])
+        self._check.load(parts["check"])
+        self._routes.load(parts["routes"])
+        self._erased.load(parts["erased"])
+        if self._tap is not None:
+            self._tap.restored(offset)
+
+    @property
+    def erased(self) -> frozenset[str]:
+        """The requests whose keys are forgotten."""
+        return self._erased.requests
+
+    def _dump(self) -> dict[str, Any]:
+        return {
+            "last": self._last,
+            "sieve": self._sieve.dump(),
+            "check": self._check.dump(),
+            "routes": self._routes.dump(),
+            "erased": self._erased.dump(),
+        }
+
     def begin(self) -> None:
         """Remember the state, for ``abort``."""
         self._saved_last = self._last
@@ -162,6 +200,7 @@ class DirectStageProcessor:
 
     def abort(self) -> None:
         """Go back to the state at ``begin``."""
+        self._keeper.cancel()
         self._last = self._saved_last
         for part in self._parts:
             part.abort()

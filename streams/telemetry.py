@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from headrace.runtime.clock import Clock
     from headrace.scoring.scorer import Scorer
     from headrace.streams.batch import EventBatch, Outputs
+    from headrace.streams.checkpoint_files import Manifest
     from headrace.streams.positions import OwnedPartition
 
 LATENCY_BOUNDS_S = (
@@ -122,6 +123,39 @@ class TransactionMetrics:
         )
 
 
+class CheckpointMetrics:
+    """What the metrics page shows of checkpoints."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.written = _counter(registry, "checkpoints", "Checkpoints written", "topic")
+        self.failures = _counter(
+            registry, "checkpoint_failures", "Checkpoints that could not be written"
+        )
+        self.bytes = _counter(registry, "checkpoint_bytes", "Bytes of new checkpoint files")
+        self.restored = _counter(
+            registry, "checkpoints_restored", "Partitions that began with a checkpoint"
+        )
+        self.restore_seconds = _counter(
+            registry, "restore_seconds", "What reading and placing checkpoints took"
+        )
+
+    def checkpoint_written(self, manifest: Manifest) -> None:
+        """Count one that can be restored."""
+        new = [file for file in manifest.files if file.name.startswith(f"{manifest.offset:020d}-")]
+        self.written.labels(manifest.topic).inc()
+        self.bytes.inc(sum(file.bytes for file in new))
+
+    def checkpoint_restored(self, manifest: Manifest, seconds: float) -> None:
+        """Count one that a partition began with."""
+        del manifest
+        self.restored.inc()
+        self.restore_seconds.inc(seconds)
+
+    def checkpoint_failed(self) -> None:
+        """Count one that could not be written."""
+        self.failures.inc()
+
+
 class Telemetry:
     """The worker's metrics, and whether it is live and ready."""
 
@@ -181,6 +215,7 @@ class Telemetry:
         )
         self.online = OnlineMetrics(registry)
         self.transactions = TransactionMetrics(registry)
+        self.checkpoints = CheckpointMetrics(registry)
 
     def transaction_committed(self, seconds: float) -> None:
         """Count a commit, and what its requests took."""

@@ -2,7 +2,8 @@
 
 What a test or simulation can do with it: send records, let the partitions be read in any order and
 in batches of any size, hold a partition back, crash a processor and start it again from what it
-had committed (so that part of its output comes twice), abort a batch and process it again.
+had committed (so that part of its output comes twice), abort a batch and process it again, keep
+checkpoints while it goes on, and start from one of them.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ import fastavro
 import numpy as np
 import pyarrow as pa
 
+from headrace.features.capture import SLICE_WORDS, SlotRecords
 from headrace.features.kernels.keys import crc32_partitions, murmur2_partitions
 from headrace.features.output_schemas import output_schemas
 from headrace.runtime import topics
 from headrace.schemas.codec import RecordEncoder
 from headrace.schemas.errors import UnknownSchemaError
 from headrace.schemas.wire import WireDecoder
-from headrace.streams.batch import EventBatch, SingleOutput
+from headrace.streams.batch import EventBatch, Keep, SingleOutput
 from headrace.streams.context import ProcessorContext
 from headrace.streams.flow import feeds_of, joined, marked
+from headrace.streams.parts import pack, unpack
 from headrace.streams.processors import build, input_topics
 
 if TYPE_CHECKING:
@@ -52,6 +55,20 @@ class Message:
 
 
 @dataclass(slots=True)
+class Checkpoint:
+    """What was kept of a processor at ``offset``, as the bytes of files: one, newest first.
+
+    ``whole``: nothing older is needed.
+    """
+
+    offset: int
+    key_count: int
+    whole: bool
+    parts: bytes = b""
+    records: list[bytes] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Owned:
     """A topic partition that is read: its processor, how far it is, what is committed.
 
@@ -69,6 +86,9 @@ class Owned:
     paused: bool = False
     noted: frozenset[str] = frozenset()
     unsent: frozenset[str] = frozenset()
+    kept: list[Checkpoint] = field(default_factory=list)
+    keeping: Checkpoint | None = None
+    lost: bool = False
 
     def commit(self) -> None:
         """Commit the position, unless the silent replay up to the last commit still goes on."""
@@ -130,7 +150,8 @@ class Driver:
         self._online = dict(online or {})
         self._random = None if seed is None else random.Random(seed)  # noqa: S311 - no secrets.
         self._batch_rows = batch_rows
-        self.crashes = self.aborts = 0
+        self.crashes = self.aborts = self.restores = 0
+        self._captures = 0
         self.broker_time_ms = ARRIVAL_TIME_MS
         self._sources = {source.name: source for source in plan.sources}
         schemas = {index: source.schema for index, source in enumerate(plan.sources, start=1)}
@@ -209,12 +230,15 @@ class Driver:
 
     # --- Running ------------------------------------------------------------------------------
 
-    def run(self, *, crash_odds: float = 0.0, abort_odds: float = 0.0) -> None:
+    def run(
+        self, *, crash_odds: float = 0.0, abort_odds: float = 0.0, keep_odds: float = 0.0
+    ) -> None:
         """Read everything there is, until no processor has anything left to do.
 
         Args:
             crash_odds: How likely a processor crashes at a step, in the middle of its sending.
             abort_odds: How likely a batch is undone and processed again.
+            keep_odds: How likely a checkpoint goes on by a slice; a crash then restores.
 
         """
         self._open()
@@ -228,12 +252,20 @@ class Driver:
             if self._random is None:
                 self.step(owned, count)
                 continue
+            if self._random.random() < keep_odds:
+                self.keep(
+                    owned,
+                    whole=self._random.random() < 0.2,
+                    words_max=self._random.choice([1, 100, SLICE_WORDS]),
+                )
             if self._random.random() < abort_odds:
                 self._abort(owned, self._random.randint(min(1, count), count))
             count = self._random.randint(min(1, count), count)
             crashes = self._random.random() < crash_odds
             self.step(owned, count, sent=self._random.random() if crashes else 1.0)
-            if crashes:
+            if crashes and keep_odds:
+                self.restore(owned)
+            elif crashes:
                 self.crash(owned)
             elif self._random.random() < 0.3:
                 owned.commit()
@@ -268,6 +300,7 @@ class Driver:
         self.crashes += 1
         owned.processor = build(self.plan, owned.topic, owned.partition, self.context)
         owned.start()
+        owned.keeping, owned.lost = None, False
 
     def commit(self) -> None:
         """Commit every processor's position."""
@@ -295,6 +328,53 @@ class Driver:
                 owned.start()
         follower._left = {p: o for p, o in known.items() if p not in follower.owned}
         return follower
+
+    def keep(self, owned: Owned, *, whole: bool = False, words_max: int = SLICE_WORDS) -> bool:
+        """Open a checkpoint or take its next slice; return whether it is complete."""
+        opening = owned.keeping is None
+        if owned.keeping is None:
+            self._captures += 1
+            owned.keeping = Checkpoint(owned.position, 0, whole or not owned.kept)
+        keeping = owned.keeping
+        keep = Keep(
+            *(owned.topic, owned.partition, 0, self._captures, owned.position),
+            opens=opening,
+            whole=keeping.whole,
+            lost=owned.lost,
+            words_max=words_max,
+        )
+        owned.lost = owned.lost and not opening
+        kept = owned.processor.keep(keep).kept  # type: ignore[attr-defined]
+        if kept.cancelled:
+            owned.keeping = None
+            return False
+        if kept.parts is not None:
+            keeping.parts, keeping.key_count = pack(kept.parts), kept.key_count
+        keeping.records += [_stream(one.to_arrow()) for one in kept.records]
+        if kept.ended:
+            owned.kept.append(keeping)
+            owned.keeping = None
+        return bool(kept.ended)
+
+    def restore(self, owned: Owned) -> bool:
+        """Lose a processor and start it from its newest checkpoint that is committed, if any."""
+        self.crash(owned)
+        usable = [n for n, one in enumerate(owned.kept) if one.offset <= owned.committed]
+        owned.kept = owned.kept[: usable[-1] + 1] if usable else []
+        if not usable:
+            return False
+        records = []
+        for checkpoint in reversed(owned.kept):
+            records += [SlotRecords.from_arrow(_batch_of(data)) for data in checkpoint.records]
+            if checkpoint.whole:
+                break
+        newest = owned.kept[-1]
+        owned.processor.restore(  # type: ignore[attr-defined]
+            unpack(newest.parts), records, newest.key_count, newest.offset
+        )
+        owned.position = newest.offset
+        self.restores += 1
+        return True
 
     # --- Reading ------------------------------------------------------------------------------
 
@@ -403,12 +483,26 @@ class Driver:
         owned.processor.begin()  # type: ignore[attr-defined]
         owned.processor.process(self._batch(owned, count))
         owned.processor.abort()  # type: ignore[attr-defined]
+        owned.keeping = None
 
     def _read(self, topic: str, schema_id: int) -> pa.Table:
         decoder = WireDecoder(self._schemas[schema_id], self._schemas.__getitem__)
         decoded = decoder.decode([m.value for m in self.messages(topic)], MAX_RECORD_BYTES)
         assert not decoded.rejected, decoded.rejected[:3]
         return pa.Table.from_batches([decoded.batch])
+
+
+def _stream(batch: pa.RecordBatch) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _batch_of(data: bytes) -> pa.RecordBatch:
+    (batch,) = pa.ipc.open_stream(pa.py_buffer(data))
+    return batch
 
 
 def once(table: pa.Table) -> pa.Table:

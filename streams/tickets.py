@@ -12,18 +12,19 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-from headrace.streams.batch import EventBatch, Forget, Look, Outputs, Processor, Viewer
+from headrace.streams.batch import EventBatch, Forget, Keep, Look, Outputs, Processor, Viewer
 from headrace.streams.routes import emits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, Awaitable, Callable
 
     from headrace.streams.batch import Forgetter, Undoable
+    from headrace.streams.keeping import Restorable
 
 
 @dataclass(slots=True)
 class Ticket:
-    """Batches with forgets between them, or a look, for one kind of processor.
+    """Batches with forgets between them, a look or a keep, for one kind of processor.
 
     ``future`` yields the outputs in their order.
     ``done`` collects the outputs, so that work that was interrupted goes on where it stopped.
@@ -31,7 +32,7 @@ class Ticket:
     """
 
     kind: str
-    batches: list[EventBatch | Look | Forget]
+    batches: list[EventBatch | Look | Forget | Keep]
     future: Future[list[Outputs]] = field(default_factory=Future)
     done: list[Outputs] = field(default_factory=list)
     submitted_s: float = 0.0
@@ -81,15 +82,6 @@ class ProcessorTable:
             self._next_offset.pop((topic, partition), None)
             self._opened.pop((topic, partition), None)
 
-    def processor(self, topic: str, partition: int) -> Processor:
-        """Return who owns the partition."""
-        return self._owners[topic, partition][1]
-
-    def start(self, topic: str, partition: int, offset: int) -> None:
-        """Take note that the partition's state was brought to ``offset``."""
-        assert (topic, partition) not in self._opened, (topic, partition)
-        self._next_offset[topic, partition] = offset
-
     def is_open(self, topic: str, partition: int) -> bool:
         """Whether the partition's changes wait for the end of a transaction."""
         return (topic, partition) in self._opened
@@ -132,7 +124,7 @@ class ProcessorTable:
     def _undoable(self, place: tuple[str, int]) -> Undoable:
         return cast("Undoable", self._owners[place][1])
 
-    def find(self, batch: EventBatch | Look | Forget) -> Processor | None:
+    def find(self, batch: EventBatch | Look | Forget | Keep) -> Processor | None:
         """Return the processor of the batch's partition and epoch, or None if it is gone."""
         epoch, processor = self._owners.get((batch.topic, batch.partition), (-1, None))
         return processor if epoch == batch.epoch else None
@@ -147,6 +139,8 @@ def process(table: ProcessorTable, ticket: Ticket) -> None:
             outputs = Outputs()
         elif isinstance(batch, Look):
             outputs = cast("Viewer", processor).look(batch)
+        elif isinstance(batch, Keep):
+            outputs = cast("Restorable", processor).keep(batch)
         elif isinstance(batch, Forget):
             table.entered(batch, processor)
             outputs = cast("Forgetter", processor).forget(batch)

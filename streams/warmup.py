@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import fastavro
 import fastavro.utils
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.features.kernels.keys import crc32_partitions, murmur2_partitions
-from headrace.streams.batch import EventBatch, SingleOutput
+from headrace.streams.batch import EventBatch, Keep, SingleOutput
 from headrace.streams.partitioning import as_text
 from headrace.streams.processors import build, input_topics
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from headrace.features.plan import PipelinePlan, SourcePlan
+    from headrace.streams.batch import Processor
     from headrace.streams.context import ProcessorContext
+    from headrace.streams.keeping import Restorable
 
 # One row and many take different paths through some libraries.
 ROUNDS = (1, 200)
@@ -69,12 +71,31 @@ def _round(
                 key, values = records
                 mine = partition == _partition(source, key, context.partition_counts[topic])
                 batch = _batch(topic, partition, [key] * rows if mine else [], values, now_ms)
-            outputs = build(plan, topic, partition, context).process(batch)
+            processor = build(plan, topic, partition, context)
+            outputs = processor.process(batch)
             scored += outputs.scored
+            _keep(processor, build(plan, topic, partition, context), batch)
             for single in outputs.single:
                 if single.partition is not None:
                     logs.setdefault((single.topic, single.partition), []).append(single)
     return scored
+
+
+def _keep(processor: Processor, fresh: Processor, batch: EventBatch) -> None:
+    """Make a checkpoint beside a batch, and start another processor from it."""
+    place = batch.topic, batch.partition, batch.epoch, 1, len(batch)
+    keeper = cast("Restorable", processor)
+    opening = keeper.keep(Keep(*place, opens=True, whole=True, words_max=1)).kept
+    assert opening is not None
+    assert opening.parts is not None
+    records, last = list(opening.records), opening
+    processor.process(batch)
+    while not last.ended:
+        going_on = keeper.keep(Keep(*place, opens=False, whole=True)).kept
+        assert going_on is not None
+        records += going_on.records
+        last = going_on
+    cast("Restorable", fresh).restore(opening.parts, records, opening.key_count, len(batch))
 
 
 def _records(

@@ -215,3 +215,23 @@ def test_an_abort_goes_back_to_whose_word_was_taken() -> None:
 
     assert lanes.all_at_end
     assert lanes.pass_time(TRUST_MS + 1)
+
+
+def test_a_table_that_is_kept_and_put_back_stops_trusting_a_lane_at_the_same_message():
+    lanes = [Lane(0, 0), Lane(0, 1)]
+
+    def make():
+        return LaneTable(lanes, dict.fromkeys(lanes, 0), alignment_ms=0)
+
+    table = make()
+    table.pass_time(10_000)
+    for lane in lanes:
+        table.accept(LaneNote("f", "s", lane, -1, 0, 500, at_end=True))
+    again = make()
+    again.load(table.dump())
+
+    for one in (table, again):
+        assert one.all_at_end
+        assert not one.pass_time(10_000 + TRUST_MS)
+        assert one.pass_time(10_001 + TRUST_MS)
+        assert not one.all_at_end
