@@ -20,6 +20,7 @@ from headrace.runtime.logging import get_logger
 from headrace.streams.commit import load_note
 from headrace.streams.errors import CutOverError, PositionError
 from headrace.streams.flow import feeds_of
+from headrace.streams.positions import moved_keys
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -244,18 +245,6 @@ def check_partition_counts(client: Mapping[str, Any], plan: PipelinePlan) -> Non
             continue
         if topic in direct or feeds[topic] & set(one.note.sent.split()):
             raise PositionError(moved_keys(topic, before, counts[topic]))
-
-
-def moved_keys(topic: str, before: int, now: int) -> str:
-    """Return what to tell of a source that got more partitions."""
-    rule = f"keep the {before} partitions that its keys were spread over"
-    hint = (
-        f"either keep the number: copy it to a topic with {before} partitions and name that with "
-        "topic=; or start a new version: give the pipeline another name, and the source no "
-        "partitioner, so that headrace spreads its keys and replays all of it; see "
-        "docs/changing-definitions.md"
-    )
-    return explain("a source's topic", rule, now, topic, hint)
 
 
 def _unavailable(error: KafkaException) -> KafkaUnavailableError:

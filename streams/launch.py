@@ -39,6 +39,7 @@ from headrace.streams.handover import TICKETS_MAX
 from headrace.streams.identity import WorkerIdentity, identify
 from headrace.streams.online import TIMEOUT_S, OnlineWriter
 from headrace.streams.online_feed import OnlineFeed
+from headrace.streams.partition_watch import PartitionWatch
 from headrace.streams.processors import build, input_topics
 from headrace.streams.source import Source
 from headrace.streams.source_options import Route, SourceOptions
@@ -134,7 +135,8 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
             online = OnlineFeed(plan, context.online, writer, clock)
         erasures = _patiently(lambda: _erasures(environment, plan, context, online))
         keeper, checkpoints = _checkpoints(environment, plan, telemetry, clock)
-        companions = [one for one in (online, erasures, checkpoints) if one is not None]
+        watch = PartitionWatch(environment.client, _source_counts(plan, context))
+        companions = [one for one in (online, erasures, checkpoints, watch) if one is not None]
         worker = None if identity is None else identity.name
         app = _app(
             environment,
@@ -147,7 +149,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
             checkpoints,
             drained,
         )
-        return _run(app, keeper)
+        return _run(app, keeper, watch)
     finally:
         if identity is not None:
             identity.release()
@@ -159,10 +161,12 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
             health.close()
 
 
-def _run(app: StreamApp, keeper: CheckpointWriter | None) -> int:
+def _run(app: StreamApp, keeper: CheckpointWriter | None, watch: PartitionWatch) -> int:
+    watch.start()
     try:
         return run(app)
     finally:
+        watch.stop()
         if keeper is not None:
             keeper.stop()
 
@@ -292,6 +296,10 @@ def _online(environment: Environment, plan: PipelinePlan) -> Mapping[int, Online
 
 def _schema_ids(environment: Environment, plan: PipelinePlan) -> dict[str, int]:
     return {source.name: environment.registered(source.topic)[0] for source in plan.sources}
+
+
+def _source_counts(plan: PipelinePlan, context: ProcessorContext) -> dict[str, int]:
+    return {topic: context.partition_counts[topic] for topic in _sources(plan)}
 
 
 def _sources(plan: PipelinePlan) -> list[str]:

@@ -123,7 +123,7 @@ def own(
 
     Raises:
         PositionError: If a committed offset belongs to another topic of the same name, or lies
-            outside of what the topic holds.
+            outside of what the topic holds; or if there are more partitions than there were.
         KafkaException: If the broker does not answer in time.
 
     """
@@ -133,6 +133,9 @@ def own(
         assert marks is not None, "only a cached answer may be missing"
         low, high = marks
         topic_id = topic_ids[committed.topic]
+        count = partition_counts.get(committed.topic, 0)
+        if count and committed.partition >= count:
+            raise PositionError(moved_keys(committed.topic, count, committed.partition + 1))
         offset = max(committed.offset, 0)
         note = load_note(committed.metadata)
         fault = _fault(committed, low, high, topic_id)
@@ -155,7 +158,7 @@ def own(
                 high_offset=high,
                 version=0 if note is None else note.version,
                 origin=low if note is None or fault is not None else note.origin,
-                partitions=partition_counts.get(committed.topic, 0),
+                partitions=count,
                 sends_to=sends_to,
                 held=0 if note is None else note.held,
                 unsent=frozenset() if fault is not None or not offset else sends_to - sent,
@@ -218,6 +221,18 @@ def claim(consumer: ConsumerClient, owned: list[OwnedPartition], writer: str) ->
         consumer.commit(offsets=offsets, asynchronous=False)
     except KafkaException as error:
         log.info("partitions_not_claimed", reason=error.args[0].str())
+
+
+def moved_keys(topic: str, before: int, now: int) -> str:
+    """Return what to tell of a source that got more partitions."""
+    rule = f"keep the {before} partitions that its keys were spread over"
+    hint = (
+        f"either keep the number: copy it to a topic with {before} partitions and name that with "
+        "topic=; or start a new version: give the pipeline another name, and the source no "
+        "partitioner, so that headrace spreads its keys and replays all of it; see "
+        "docs/changing-definitions.md"
+    )
+    return explain("a source's topic", rule, now, topic, hint)
 
 
 def names(topics: frozenset[str]) -> str:
