@@ -171,6 +171,59 @@ def _unread(client: Mapping[str, Any], starts: Mapping[Place, int]) -> dict[Plac
     return counts
 
 
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What it would mean to start a plan now.
+
+    ``replayed`` counts the rows of the sources that the group has committed: they are read again in
+    silence. ``dropped`` counts those of them that the logs no longer hold.
+    """
+
+    left: tuple[LeftTopic, ...]
+    replayed: int
+    dropped: int
+
+
+def outlook(client: Mapping[str, Any], plan: PipelinePlan) -> Outlook:
+    """Return what the broker says about a start of the plan.
+
+    Raises:
+        KafkaUnavailableError: If it does not answer.
+
+    """
+    sources = [source.topic for source in plan.sources]
+    counts = partition_counts(admin(client), sources)
+    places = [(topic, partition) for topic, count in counts.items() for partition in range(count)]
+    known = committed(client, topics.group(plan.project, plan.name), places)
+    lows = first_offsets(client, places)
+    replayed = dropped = 0
+    for place, one in known.items():
+        if one.offset > 0:
+            origin = 0 if one.note is None else one.note.origin
+            replayed += max(0, one.offset - lows[place])
+            dropped += max(0, lows[place] - origin)
+    return Outlook(tuple(left_topics(client, plan)), replayed, dropped)
+
+
+def first_offsets(client: Mapping[str, Any], places: Iterable[Place]) -> dict[Place, int]:
+    """Return the oldest offset that each partition still holds.
+
+    Raises:
+        KafkaUnavailableError: If the broker does not answer.
+
+    """
+    consumer = Consumer({**client, "group.id": "headrace.cutover", "enable.auto.commit": False})
+    try:
+        return {
+            place: consumer.get_watermark_offsets(TopicPartition(*place), timeout=ANSWER_S)[0]
+            for place in places
+        }
+    except KafkaException as error:
+        raise _unavailable(error) from error
+    finally:
+        consumer.close()
+
+
 # --- What a worker sees to before it starts -------------------------------------------------------
 
 
