@@ -19,6 +19,7 @@ from numba.core.caching import NullCache
 from numba.core.dispatcher import Dispatcher
 
 from headrace.features.compiler import compile_project
+from headrace.features.duplicates import IdMemory, RowIds
 from headrace.features.kernels.keys import crc32_partitions, murmur2_partitions
 from headrace.features.project import load_project
 from headrace.features.state import EntityState
@@ -75,6 +76,18 @@ def warm_state(stage: StagePlan) -> None:
         place(names, _PARTITIONS)
 
 
+def warm_ids() -> None:
+    """Remember so many event ids, each twice, that the tables grow, in a transaction and out."""
+    hashes = np.arange(1, _KEYS + 1, dtype=np.uint64)
+    ids = RowIds(hashes, np.ones(_KEYS, bool), hashes.astype(np.uint32))
+    memory = IdMemory(window_ms=3_600_000, lateness_ms=0)
+    for _ in range(2):
+        memory.begin()
+        memory.judge(ids, np.zeros(_KEYS, np.int64))
+        memory.commit()
+    assert memory.id_count == _KEYS
+
+
 def warm_forest() -> int:
     """Score with a small model, by the row and by the batch, and return the number of trees."""
     rows = np.random.default_rng(0).normal(size=(1_000, 3))
@@ -104,6 +117,7 @@ def main(folders: Sequence[str]) -> None:
     """Warm everything and say what was done; a kernel that was not called fails the build."""
     scored = sum(warm_project(Path(folder)) for folder in folders)
     assert scored, folders
+    warm_ids()
     trees = warm_forest()
     cold = {name for name in cold_kernels() if name.rpartition(".")[2] not in _UNUSED}
     assert not cold, f"a worker would compile these beside its first events: {sorted(cold)}"

@@ -218,6 +218,8 @@ def source_text(plan: PipelinePlan, name: str) -> str:
         parts.append(f"known at {source.known_at}")
     if source.event_id:
         parts.append(f"id {source.event_id}")
+    if source.dedupe_ms:
+        parts.append(f"each id once in {duration_text(source.dedupe_ms)}")
     parts.append(f"lateness {duration_text(source.lateness_ms)}")
     parts.append(f"max ahead {duration_text(source.max_ahead_ms)}")
     if source.partitioner:

@@ -365,7 +365,7 @@ def _fingerprint(
     """Return a hash of what can change a value, and of nothing else.
 
     Left out: names of topics and files, the partitioner and direct reading, partition counts,
-    label and model, documentation in schemas.
+    label and model, documentation in schemas; the event id, unless duplicates are found by it.
     """
     content = {
         "semantics": SEMANTICS_VERSION,
@@ -373,7 +373,7 @@ def _fingerprint(
         "alignment_ms": pipeline.alignment_ms,
         "sources": [
             {
-                **_without(source, "topic", "schema", "columns", "event_id", "partitioner"),
+                **_without(source, *_left_out(source)),
                 "columns": resolver.declarations(source),
             }
             for source in sorted(sources, key=lambda s: s.name)
@@ -384,6 +384,12 @@ def _fingerprint(
         "vector": [encode(column) for column in vector],
     }
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
+
+
+def _left_out(source: SourcePlan) -> tuple[str, ...]:
+    """Return what of a source cannot change a value: ids only where nobody looks at them."""
+    always = ("topic", "schema", "columns", "partitioner")
+    return always if source.dedupe_ms else (*always, "event_id", "dedupe_ms")
 
 
 def _without(value: SourcePlan | StagePlan, *names: str) -> dict[str, object]:

@@ -36,7 +36,8 @@ class SourcePlan:
     below needs (keys, times, ids, inputs of expressions), in schema order. ``checked`` names the
     columns that an aggregate reads: NaN, infinities and |x| >= 2**40 in them are bad input.
     ``checked_expressions`` are the other values that aggregates read: the columns they are made of
-    must be finite, their result in the same range.
+    must be finite, their result in the same range. ``dedupe_ms``: for how long of event time an
+    event id counts once; 0: ids are not looked at.
     """
 
     name: str
@@ -54,6 +55,7 @@ class SourcePlan:
     not_finite: NotFinitePolicy
     null_key: NullKeyPolicy
     checked_expressions: tuple[Expression, ...] = ()
+    dedupe_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,6 +188,7 @@ class Resolver:
             not_finite=source.not_finite,
             null_key=source.null_key,
             checked_expressions=tuple(e for e in checked if not isinstance(e, Column)),
+            dedupe_ms=source.dedupe_ms,
         )
 
 

@@ -16,6 +16,7 @@ from headrace.features.rules import (
     check_text,
     definition,
     milliseconds,
+    optional_milliseconds,
 )
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Source:
         event_time: The column that says when it happened: an Avro timestamp, or a long of ms.
         known_at: The column that says when it could first be used; default: the event time.
         event_id: The column that identifies the event to consumers.
+        dedupe: For how long of event time an event id is remembered, so that what is sent twice
+            counts once; None: not at all. Costs some 22 bytes an id; see docs/duplicates.md.
         schema: Path from the project's folder to the ``.avsc`` file, or the schema itself.
         topic: The topic's name, where it is not the source's.
         partitioner: How producers choose partitions by key: ``murmur2`` (Java), ``crc32``
@@ -53,6 +56,7 @@ class Source:
     event_time: str
     known_at: str | None = None
     event_id: str | None = None
+    dedupe: str | None = None
     schema: str | Mapping[str, Any] | None = None
     topic: str | None = None
     partitioner: str | None = None
@@ -63,6 +67,7 @@ class Source:
     location: Location | None = field(init=False, repr=False)
     lateness_ms: int = field(init=False, repr=False)
     max_ahead_ms: int = field(init=False, repr=False)
+    dedupe_ms: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         at, where = caller(), f"source {self.name}"
@@ -75,6 +80,13 @@ class Source:
         for option in ("known_at", "event_id"):
             if getattr(self, option) is not None:
                 check_text(getattr(self, option), option, where, at)
+        dedupe_ms = optional_milliseconds(self.dedupe, "dedupe", where, at)
+        if dedupe_ms is not None and not dedupe_ms:
+            hint = "leave it out to count every event, or write '24h'"
+            raise refuse(at, "dedupe", "be longer than nothing", self.dedupe, where, hint)
+        if dedupe_ms and self.event_id is None:
+            hint = "write event_id=…, the column with one value for each event"
+            raise refuse(at, "dedupe", "come with an event_id", self.dedupe, where, hint)
         if self.partitioner is not None:
             check_one_of(self.partitioner, PARTITIONERS, "partitioner", where, at)
         check_one_of(self.not_finite, ("dlq", "null"), "not_finite", where, at)
@@ -86,6 +98,7 @@ class Source:
             location=at,
             lateness_ms=milliseconds(self.lateness, "lateness", where, at),
             max_ahead_ms=milliseconds(self.max_ahead, "max_ahead", where, at),
+            dedupe_ms=dedupe_ms or 0,
         )
 
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.features.columns import check_rows, event_columns, take, value_matrix
+from headrace.features.duplicates import IdMemory, row_ids
+from headrace.features.kernels.ids import CONFLICT, DUPLICATE
 from headrace.features.state import EntityState
 from headrace.features.vector import stage_ages, stage_features
 from headrace.lake.tables import OFFSET, PARTITION, TOPIC_ID
@@ -38,7 +40,8 @@ _KEY_TYPES: Final = {"int64": pa.int64(), "string": pa.string(), "bytes": pa.bin
 class LogPiece:
     """Rows of one partition that follow each other: those that counted, and those left out.
 
-    ``position`` belongs to ``events``; ``left_out`` are positions of bad input and late rows.
+    ``position`` belongs to ``events``; ``left_out`` are positions of bad input, late rows and
+    duplicates.
     """
 
     events: EventColumns
@@ -53,6 +56,7 @@ def log_pieces(source: SourcePlan, reader: LakeEvents, one: OffsetRange) -> Iter
     """
     columns = [column.name for column in source.columns]
     watermark_ms = _NEVER
+    memory = IdMemory.of(source) if source.dedupe_ms else None
     for start in range(one.first, one.end, _STEP):
         here = (
             (pc.field(TOPIC_ID) == one.topic_id)
@@ -72,6 +76,12 @@ def log_pieces(source: SourcePlan, reader: LakeEvents, one: OffsetRange) -> Iter
         if len(newest):
             watermark_ms = int(newest[-1])
         kept = good & (times >= newest - source.lateness_ms)
+        if memory is not None:
+            accepted = np.flatnonzero(kept)
+            counted = take(events, accepted)
+            verdict = memory.judge(row_ids(counted), counted.event_time_ms)
+            kept[accepted[(verdict == DUPLICATE) | (verdict == CONFLICT)]] = False
+            memory.advance(watermark_ms)
         rows = np.flatnonzero(kept)
         yield LogPiece(take(events, rows), position[rows], position[~kept])
 

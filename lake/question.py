@@ -155,7 +155,8 @@ class Question:
         if len(asks):
             span = useful_span(self.plan, asks, self.plan.source)
             readers = {self.plan.source: scored.narrow(span)}
-        answers = Replay(self.plan, readers, asks, {}, limits).collect_events()
+        # A copy has no snapshot: that says which one counted.
+        answers = Replay(self.plan, readers, asks, {}, limits, repeats=True).collect_events()
         wanted = [column.name for column in self.vector]
         if self.ages:
             wanted += [f"{age.view}__age_ms" for stage in self.plan.stages for age in stage.ages]

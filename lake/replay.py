@@ -28,6 +28,7 @@ from headrace.features.vector import stage_ages, stage_features
 from headrace.lake.answers import NOT_ASKED, Answers
 from headrace.lake.errors import HistoryError
 from headrace.lake.events import Span
+from headrace.lake.repeats import find_repeats
 from headrace.lake.stage_log import LogRows, StageLog
 from headrace.runtime.errors import explain
 
@@ -40,11 +41,13 @@ if TYPE_CHECKING:
     from headrace.features.plan import InputPlan, PipelinePlan, SourcePlan, StagePlan
     from headrace.lake.answers import Asks
     from headrace.lake.events import EventReader, Part
+    from headrace.lake.repeats import Repeats
 
     Floats = NDArray[np.float64]
     Integers = NDArray[np.int64]
 
 _APPLY_ROWS = 262_144
+_REPEATED = len(REJECT_REASONS)
 
 
 @dataclass(slots=True)
@@ -91,7 +94,11 @@ def useful_span(plan: PipelinePlan, asks: Asks, source: str) -> Span:
         back = sum(max(reach_ms(stage, name) for name in names) for stage in plan.stages)
     else:
         back = max(reach_ms(stage, source) for stage in plan.stages)
-    return Span(int(asks.event_time_ms.min()) - back, int(asks.event_time_ms.max()))
+    ahead = 0
+    if dedupe_ms := plan.source_plan(source).dedupe_ms:
+        # A row counts for nothing if its id came before, at another time of the window, even so.
+        back, ahead = back + 2 * dedupe_ms, dedupe_ms + plan.source_plan(source).lateness_ms
+    return Span(int(asks.event_time_ms.min()) - back, int(asks.event_time_ms.max()) + ahead)
 
 
 def lagged(plan: PipelinePlan) -> PipelinePlan:
@@ -117,6 +124,7 @@ class Replay:
         limits: Limits,
         *,
         lag_ms: int | None = None,
+        repeats: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """Prepare a run.
@@ -128,9 +136,11 @@ class Replay:
             order_by: The columns that order events of equal time, by source.
             limits: When rows go to files.
             lag_ms: A row counts once it had arrived this long before; None: whenever it came.
+            repeats: Keep rows whose id came before: whoever asks knows which of them counted.
             progress: Told how many rows of how many are done.
 
         """
+        self._keep_repeats = repeats
         self._plan = plan if lag_ms is None else lagged(plan)
         self._readers = readers
         self._asks = asks
@@ -139,6 +149,7 @@ class Replay:
         self._lag_ms = lag_ms
         self._tell = progress
         self._done = 0
+        self._repeats: dict[str, Repeats] = {}
         self._small = sum(reader.row_count for reader in readers.values()) <= limits.rows
         self._cache: dict[str, list[Chunk]] = {}
         self._counted: set[str] = set()
@@ -332,14 +343,30 @@ class Replay:
             assert part.arrival_time_ms is not None, "who asks for a lag has looked for arrivals"
             arrived = part.arrival_time_ms - self._lag_ms
             events.known_at_ms = np.maximum(events.known_at_ms, arrived)
+        if not self._keep_repeats:
+            reasons[self._repeats_of(source).among(position)] = _REPEATED
         if reasons.any():
             if source.name not in self._counted:
                 for reason, rows in enumerate(np.bincount(reasons)):
-                    if reason and rows:
+                    if 0 < reason < _REPEATED and rows:
                         self._answers.rejected[source.name, REJECT_REASONS[reason]] += int(rows)
             good = np.flatnonzero(reasons == 0)
             events, position, order = take(events, good), position[good], order[good]
         return Chunk(events, position, order)
+
+    def _repeats_of(self, source: SourcePlan) -> Repeats:
+        """Return the rows whose id came before, found once."""
+        if source.name not in self._repeats:
+            found = find_repeats(
+                source,
+                self._readers[source.name],
+                scored=source.name == self._plan.source,
+                rows_in_memory=self._limits.rows,
+            )
+            self._repeats[source.name] = found
+            for reason, rows in found.reasons.items():
+                self._answers.rejected[source.name, reason] += rows
+        return self._repeats[source.name]
 
 
 def _numbers(stage: StagePlan, aggregates: Floats) -> tuple[list[str], Floats]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from headrace.features.columns import event_columns
 from headrace.features.errors import did_you_mean
 from headrace.lake.answers import Asks
 from headrace.lake.errors import HistoryError
+from headrace.lake.repeats import find_repeats
 from headrace.runtime.errors import explain
 
 if TYPE_CHECKING:
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from headrace.lake.events import EventReader, Span
 
     Integers = NDArray[np.int64]
+
+
+_ROWS_IN_MEMORY: Final = 4_000_000
 
 
 @dataclass(slots=True)
@@ -145,7 +149,10 @@ def _event_id_column(
 
 
 def _positions(ids: pa.ChunkedArray, source: SourcePlan, reader: EventReader) -> Integers:
-    """Return the position of each event id in its source; of an id that comes twice, the first."""
+    """Return the position of each event id in its source; of an id that comes twice, the first.
+
+    Where the stream looks for duplicates that is the one that it counted.
+    """
     assert source.event_id is not None, "the caller has checked"
     where = f"source {source.name}"
     kind = next(column.kind for column in source.columns if column.name == source.event_id)
@@ -158,12 +165,13 @@ def _positions(ids: pa.ChunkedArray, source: SourcePlan, reader: EventReader) ->
     unique = wanted.unique()
     unknown = np.iinfo(np.int64).max
     position = np.full(len(unique), unknown, dtype=np.int64)
+    repeats = find_repeats(source, reader, scored=True, rows_in_memory=_ROWS_IN_MEMORY)
     for part in reader.parts([source.event_id]):
         column = part.batch.column(part.batch.schema.names.index(source.event_id)).cast(target)
         if isinstance(column, pa.ChunkedArray):
             column = column.combine_chunks()
         found = pc.fill_null(pc.index_in(column, value_set=unique), -1).to_numpy()
-        rows = np.flatnonzero(found >= 0)
+        rows = np.flatnonzero((found >= 0) & ~repeats.among(part.position))
         np.minimum.at(position, found[rows], part.position[rows])
     lost = np.flatnonzero(position == unknown)
     if len(lost):

@@ -31,6 +31,8 @@ _log = get_logger("registry")
 TOPIC = "_schemas"
 _OWNER = "headrace.schema-registry"
 _POLL_S = 0.1
+# The registry has no settings of its own: a cluster's default says how many copies it wants.
+_BROKERS_OWN_REPLICATION = -1
 _WRITE_TIMEOUT_S = 10.0
 _START_TIMEOUT_S = 60.0
 # A broker that is about to start is found within this time; librdkafka's own default grows to 10 s.
@@ -136,7 +138,9 @@ class RegistryLog:
         return RegistryError(LOG_FAILED, message)
 
     def _make_topic(self) -> None:
-        spec = TopicSpec(TOPIC, "deployments", 1, 1, {"cleanup.policy": "compact"})
+        spec = TopicSpec(
+            TOPIC, "deployments", 1, _BROKERS_OWN_REPLICATION, {"cleanup.policy": "compact"}
+        )
         client = admin({**self._kafka, "log_level": 0})
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:

@@ -171,11 +171,13 @@ class Outputs:
     ``online`` may go to the online store once the batch's offset is committed. ``forgotten`` holds
     the slot of a key that was forgotten, if there was one. ``kept`` is a checkpoint's slice.
 
-    ``rejected`` counts rows by DLQ reason; ``scored_arrival_time_ms`` holds the broker's timestamps
-    of the scored events (for the end-to-end latency), None when nothing was scored.
-    ``held`` counts the rows that a re-keyed stage holds back after the batch; ``waits_for_ms`` is
-    how far the slowest lane has come that it waits for.
-    ``stage_seconds`` is what the processor took; its caller sets it, since it reads no clock.
+    ``rejected`` counts rows by DLQ reason; ``duplicates`` by source those whose id had come before;
+    ``out_of_window`` those that count although it had, or could not be looked up.
+    ``scored_arrival_time_ms`` holds the broker's timestamps of the scored events (for the
+    end-to-end latency), None when nothing was scored. ``held`` counts the rows that a re-keyed
+    stage holds back after the batch; ``waits_for_ms`` is how far the slowest lane has come that it
+    waits for. ``stage_seconds`` is what the processor took; its caller sets it, since it reads no
+    clock.
     """
 
     bulk: list[BulkOutput] = field(default_factory=list)
@@ -184,6 +186,8 @@ class Outputs:
     scored: int = 0
     late: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    duplicates: Counter[str] = field(default_factory=Counter)
+    out_of_window: Counter[str] = field(default_factory=Counter)
     scored_arrival_time_ms: np.ndarray | None = None
     event_time_ms_max: int | None = None
     online: list[OnlineBlock] = field(default_factory=list)

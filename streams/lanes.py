@@ -168,6 +168,14 @@ class LaneTable:
         """The smallest watermark of the lanes still open; ``NEVER`` when there is none."""
         return min((self._watermark_ms[lane] for lane in self._open), default=NEVER)
 
+    def input_time_ms(self, input_index: int) -> int:
+        """Return how far an input has come: its slowest open lane, the newest if all are ended."""
+        lanes = [lane for lane in self._high_water if lane.input == input_index]
+        still_open = [self._watermark_ms[lane] for lane in lanes if lane in self._open]
+        if still_open:
+            return min(still_open)
+        return max(self._watermark_ms[lane] for lane in lanes)
+
     @property
     def held_count(self) -> int:
         """How many rows are held back."""

@@ -16,12 +16,14 @@ from headrace.features.columns import EventColumns, take
 from headrace.features.kernels.keys import hash_keys, partition_of
 from headrace.features.layouts import needed_columns, rekey_layout
 from headrace.streams.batch import SingleOutput
+from headrace.streams.duplicates import FIELDS, looks_for_duplicates
 from headrace.streams.lanes import NEVER, RESUMED, Lane, LaneNote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from headrace.features.plan import PipelinePlan, SourcePlan
+    from headrace.streams.duplicates import Originals
 
 MESSAGE_BYTES_MAX = 512 * 1024
 """Upper bound of a re-keyed message; a single row that is larger travels alone."""
@@ -44,6 +46,7 @@ class StreamRows:
     update-only rows). ``features`` and ``ages`` are float64[n] by name and view, NaN for null.
     ``incomplete`` marks rows of which a window reached beyond what the state still held,
     ``silent`` those that change states on their way and are not scored: an earlier plan did that.
+    ``originals`` goes with the rows up to the stage that looks for duplicates.
     """
 
     events: EventColumns
@@ -55,6 +58,7 @@ class StreamRows:
     ages: dict[str, np.ndarray]
     incomplete: np.ndarray
     silent: np.ndarray
+    originals: Originals | None = None
 
     def __len__(self) -> int:
         return self.events.length
@@ -71,6 +75,7 @@ class StreamRows:
             {view: values[indices] for view, values in self.ages.items()},
             self.incomplete[indices],
             self.silent[indices],
+            None if self.originals is None else self.originals.take(indices),
         )
 
 
@@ -80,7 +85,7 @@ class Hop:
 
     ``columns`` are the event's columns that are still needed; ``features`` and ``ages`` what the
     stages before have computed. ``relayed``: the sender is itself a re-keyed stage, so that its
-    positions are not the source's offsets.
+    positions are not the source's offsets. ``with_originals``: the receiver looks for duplicates.
     """
 
     fingerprint: str
@@ -97,6 +102,7 @@ class Hop:
     features: tuple[str, ...]
     ages: tuple[str, ...]
     schema: pa.Schema = field(compare=False)
+    with_originals: bool = False
 
     def pack(self, rows: StreamRows, position: np.ndarray) -> pa.RecordBatch:
         """Return the rows as the hop carries them."""
@@ -112,19 +118,26 @@ class Hop:
         arrays += [rows.events.columns[name] for name in self.columns]
         arrays += [pa.array(rows.features[name]) for name in self.features]
         arrays += [pa.array(rows.ages[view]) for view in self.ages]
+        if self.with_originals:
+            assert rows.originals is not None
+            arrays += rows.originals.pack(rows)
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def receiver_of(self, rows: StreamRows) -> np.ndarray:
         """Return int32[n]: the partition of ``topic`` that owns each row's key.
 
-        A row without a key belongs to nobody's state; it goes where its offset says.
+        A row without a key belongs to nobody's state; it goes where its offset says, or its id, so
+        that one sent twice comes to the same place.
         """
         keys = rows.events.columns[self.key]
         if keys.type != self.key_type:
             keys = keys.cast(self.key_type)
         receivers: np.ndarray = partition_of(hash_keys(keys), self.receivers)
         if keys.null_count:
-            spread = partition_of(hash_keys(pa.array(rows.offset)), self.receivers)
+            hashes = hash_keys(pa.array(rows.offset))
+            if rows.originals is not None:
+                hashes = np.where(rows.originals.ids.known, rows.originals.ids.hashes, hashes)
+            spread = partition_of(hashes, self.receivers)
             receivers = np.where(keys.is_null().to_numpy(zero_copy_only=False), spread, receivers)
         return receivers
 
@@ -204,6 +217,9 @@ def hop_to(plan: PipelinePlan, stage_index: int, input_index: int) -> Hop:
     fields += [pa.field(name, ARROW_TYPES[kinds[name]]) for name in columns]
     fields += [pa.field(name, pa.float64()) for name in features]
     fields += [pa.field(f"_age_{view}", pa.float64()) for view in ages]
+    with_originals = looks_for_duplicates(plan, stage_index, input_index)
+    if with_originals:
+        fields += FIELDS
     return Hop(
         rekey_layout(plan, stage_index),
         plan.partitions,
@@ -219,6 +235,7 @@ def hop_to(plan: PipelinePlan, stage_index: int, input_index: int) -> Hop:
         features,
         ages,
         pa.schema(fields),
+        with_originals,
     )
 
 

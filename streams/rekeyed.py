@@ -16,6 +16,7 @@ from headrace.features.columns import value_matrix
 from headrace.features.state import EntityState
 from headrace.runtime.errors import explain
 from headrace.streams.batch import Outputs
+from headrace.streams.duplicates import duplicate_sieves
 from headrace.streams.erasures import ErasedRows
 from headrace.streams.errors import LaneError
 from headrace.streams.exits import Onward, exit_of
@@ -68,6 +69,7 @@ class RekeyedStageProcessor:
         assert not stage.direct, stage.entity
         self._hops = [hop_to(plan, stage_index, index) for index in range(len(stage.inputs))]
         self._lanes = lane_table(plan, stage_index, context)
+        self._duplicates = duplicate_sieves(plan, stage_index, context)
         self._state = EntityState(stage)
         self._exit = exit_of(plan, stage_index, partition, context)
         self._erased = ErasedRows()
@@ -78,6 +80,7 @@ class RekeyedStageProcessor:
             self._state,
             self._exit,
             self._erased,
+            *self._duplicates.values(),
             *taps,
         )
         self._scored_inputs = np.array([stage_input.scored for stage_input in stage.inputs])
@@ -107,7 +110,7 @@ class RekeyedStageProcessor:
         steps = []
         was_at_end, opened = self._lanes.all_at_end, False
         for index, offset in enumerate(batch.offsets.tolist()):
-            opened |= self._take_in(batch, index)
+            opened |= self._take_in(batch, index, outputs)
             runs = self._lanes.release()
             if runs:
                 steps.append(_Step(runs, offset >= batch.emit_from))
@@ -134,19 +137,20 @@ class RekeyedStageProcessor:
         assert self._tap is not None, self._stage.entity
         return self._tap.look(look)
 
-    def _take_in(self, batch: EventBatch, index: int) -> bool:
+    def _take_in(self, batch: EventBatch, index: int, outputs: Outputs) -> bool:
         """Take a message in; return whether a lane that may have been at its end is not, now."""
         where = f"{batch.topic}-{batch.partition} offset {int(batch.offsets[index])}"
         opened = self._lanes.pass_time(int(batch.arrival_time_ms[index]))
         notes = LaneNote.all_from_headers(batch.headers[index], where)
         value = batch.values[index]
         assert len(notes) == 1 or not value, where
+        emitted = int(batch.offsets[index]) >= batch.emit_from
         for note in notes:
-            opened |= self._take_note(note, value, where)
+            self._check_note(note, where)
+            opened |= self._take_note(note, value, emitted, outputs)
         return opened
 
-    def _take_note(self, note: LaneNote, value: bytes | None, where: str) -> bool:
-        """Take a note in, with its rows; return whether it only says that its lane goes on."""
+    def _check_note(self, note: LaneNote, where: str) -> None:
         lane = note.lane
         known = self._lanes.knows(lane)
         if not known or note.fingerprint != self._hops[lane.input].fingerprint:
@@ -157,9 +161,18 @@ class RekeyedStageProcessor:
                 "or something else writes to this topic"
             )
             raise LaneError(explain("a re-keyed message", rule, got, where, hint))
+
+    def _take_note(
+        self, note: LaneNote, value: bytes | None, emitted: bool, outputs: Outputs
+    ) -> bool:
+        """Take a note in, with its rows; return whether it only says that its lane goes on."""
+        lane = note.lane
         high_water = self._lanes.high_water(lane)
         fresh = self._lanes.accept(note)
+        sieve = self._duplicates.get(lane.input)
         if not value:
+            if sieve is not None:
+                sieve.memory.advance(self._lanes.input_time_ms(lane.input))
             return not note.at_end
         if not fresh:
             return False
@@ -168,6 +181,9 @@ class RekeyedStageProcessor:
         position = hop.positions(packed)
         if position[0] <= high_water:
             packed = packed.slice(int(np.searchsorted(position, high_water, side="right")))
+        if sieve is not None:
+            packed = sieve.sift_packed(packed, lane.partition, emits=emitted, outputs=outputs)
+            sieve.memory.advance(self._lanes.input_time_ms(lane.input))
         self._lanes.hold(lane, packed, hop.event_time_ms(packed))
         return False
 
@@ -300,6 +316,8 @@ class RekeyedStageProcessor:
         self._position, self._watermark_ms = parts["position"], parts["watermark_ms"]
         self._lanes.load(parts["lanes"])
         self._erased.load(parts["erased"])
+        for index, sieve in self._duplicates.items():
+            sieve.load(parts["duplicates"][str(index)])
         if self._tap is not None:
             self._tap.restored(offset)
 
@@ -314,6 +332,7 @@ class RekeyedStageProcessor:
             "watermark_ms": self._watermark_ms,
             "lanes": self._lanes.dump(),
             "erased": self._erased.dump(),
+            "duplicates": {str(i): sieve.dump() for i, sieve in self._duplicates.items()},
         }
 
     def begin(self) -> None:

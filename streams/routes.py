@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from headrace.streams.duplicates import originals_of
 from headrace.streams.lanes import RESUMED
 from headrace.streams.rekey import LaneSender, StreamRows, hop_to
 
@@ -114,6 +115,7 @@ def source_rows(batch: EventBatch, accepted: Accepted) -> StreamRows:
         {},
         np.zeros(rows.size, bool),
         np.zeros(rows.size, bool),
+        originals_of(batch, accepted),
     )
 
 

@@ -159,19 +159,16 @@ class SourceSieve:
         self, batch: EventBatch, row: int, reason: str, message: str, topic: str, partitions: int
     ) -> SingleOutput:
         """Return the record as it came, with headers that say what became of it."""
-        before = batch.headers[row] or []
-        headers = [pair for pair in before if not pair[0].startswith(ERROR_HEADER_PREFIX)]
-        errors = {
-            "reason": reason,
-            "message": message,
-            "topic": batch.topic,
-            "partition": str(batch.partition),
-            "offset": str(int(batch.offsets[row])),
-            "stage": self._stage,
-            "attempt": str(_attempts(before) + 1),
-            "app_version": self._app_version,
-        }
-        headers += [(ERROR_HEADER_PREFIX + name, text.encode()) for name, text in errors.items()]
+        headers = error_headers(
+            batch.headers[row] or [],
+            reason=reason,
+            message=message,
+            topic=batch.topic,
+            partition=batch.partition,
+            offset=int(batch.offsets[row]),
+            stage=self._stage,
+            app_version=self._app_version,
+        )
         return SingleOutput(
             topic,
             batch.values[row],
@@ -180,6 +177,32 @@ class SourceSieve:
             headers,
             int(batch.arrival_time_ms[row]),
         )
+
+
+def error_headers(
+    before: Sequence[tuple[str, bytes]],
+    *,
+    reason: str,
+    message: str,
+    topic: str,
+    partition: int,
+    offset: int,
+    stage: str,
+    app_version: str,
+) -> list[tuple[str, bytes]]:
+    """Return a record's own headers, ``before``, and those that say what became of it."""
+    headers = [pair for pair in before if not pair[0].startswith(ERROR_HEADER_PREFIX)]
+    errors = {
+        "reason": reason,
+        "message": message,
+        "topic": topic,
+        "partition": str(partition),
+        "offset": str(offset),
+        "stage": stage,
+        "attempt": str(_attempts(before) + 1),
+        "app_version": app_version,
+    }
+    return headers + [(ERROR_HEADER_PREFIX + name, text.encode()) for name, text in errors.items()]
 
 
 def _attempts(headers: Sequence[tuple[str, bytes]]) -> int:

@@ -16,6 +16,7 @@ from headrace.features.columns import value_matrix
 from headrace.features.state import EntityState
 from headrace.features.vector import stage_ages, stage_features
 from headrace.streams.batch import Outputs
+from headrace.streams.duplicates import duplicate_sieves
 from headrace.streams.erasures import ErasedRows
 from headrace.streams.exits import Onward, exit_of
 from headrace.streams.keeping import Keeper
@@ -68,6 +69,7 @@ class DirectStageProcessor:
         self._sieve = SourceSieve(source, context, stage.entity, scored=True, kafka_key=True)
         partitions = context.partition_counts[source.topic]
         self._check = PartitioningCheck(source, partition, partitions)
+        self._duplicates = duplicate_sieves(plan, stage_index, context).get(0)
         self._routes = SourceRoutes(plan, source.name, partition)
         self._state = EntityState(stage)
         self._exit = exit_of(plan, stage_index, partition, context)
@@ -80,6 +82,7 @@ class DirectStageProcessor:
             self._state,
             self._exit,
             self._erased,
+            *([] if self._duplicates is None else [self._duplicates]),
             *taps,
         )
         self._last = self._saved_last = RESUMED
@@ -100,6 +103,8 @@ class DirectStageProcessor:
         outputs = Outputs()
         accepted = self._sieve.accept(batch, outputs)
         rows = source_rows(batch, accepted)
+        if self._duplicates is not None:
+            rows = self._duplicates.sift(rows, batch, self._sieve.watermark_ms, outputs)
         keys = self._owned_keys(rows)
         events, count = rows.events, len(rows)
         applied = self._state.apply(
@@ -170,6 +175,8 @@ class DirectStageProcessor:
         self._check.load(parts["check"])
         self._routes.load(parts["routes"])
         self._erased.load(parts["erased"])
+        if self._duplicates is not None:
+            self._duplicates.load(parts["duplicates"])
         if self._tap is not None:
             self._tap.restored(offset)
 
@@ -185,6 +192,7 @@ class DirectStageProcessor:
             "check": self._check.dump(),
             "routes": self._routes.dump(),
             "erased": self._erased.dump(),
+            "duplicates": None if self._duplicates is None else self._duplicates.dump(),
         }
 
     def begin(self) -> None:

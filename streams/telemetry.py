@@ -177,6 +177,15 @@ class Telemetry:
         self.scored = _counter(registry, "scored", "Predictions sent", "pipeline")
         self.late = _counter(registry, "late", "Events sent to the late topic", "topic")
         self.dlq = _counter(registry, "dlq", "Records sent to the DLQ", "topic", "reason")
+        self.duplicates = _counter(
+            registry, "duplicates", "Events left out because their id had come before", "source"
+        )
+        self.out_of_window = _counter(
+            registry,
+            "duplicates_out_of_window",
+            "Events that count although their id had come before the window, or came after it",
+            "source",
+        )
         self.refused = _counter(
             registry, "models_refused", "Deployments refused", "pipeline", "reason"
         )
@@ -266,6 +275,10 @@ class Telemetry:
             self.late.labels(batch.topic).inc(outputs.late)
         for reason, count in outputs.rejected.items():
             self.dlq.labels(batch.topic, reason).inc(count)
+        for source, count in outputs.duplicates.items():
+            self.duplicates.labels(source).inc(count)
+        for source, count in outputs.out_of_window.items():
+            self.out_of_window.labels(source).inc(count)
         arrivals = outputs.scored_arrival_time_ms
         if arrivals is not None and arrivals.size:
             self.latency.observe(np.maximum(self._clock.now_ms() - arrivals, 0) / 1000)

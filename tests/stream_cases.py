@@ -69,11 +69,16 @@ def one_stage(**options: Any) -> PipelinePlan:
 
 
 def two_stages(
-    *, delay: str = "1d", alignment_ms: int | None = None, partitions: int = 3, **options: Any
+    *,
+    delay: str = "1d",
+    alignment_ms: int | None = None,
+    partitions: int = 3,
+    reports_options: dict[str, Any] | None = None,
+    **options: Any,
 ) -> PipelinePlan:
     """Customers, then terminals with the reports about them."""
     source = payments_source(**options)
-    reports = _reports()
+    reports = _reports(**reports_options or {})
     pipeline = hr.Pipeline(
         "fraud",
         source,
@@ -110,8 +115,9 @@ def _aligned(plan: PipelinePlan, alignment_ms: int | None) -> PipelinePlan:
     return dataclasses.replace(plan, alignment_ms=alignment_ms)
 
 
-def _reports() -> hr.Source:
-    return hr.Source("reports", key="payment_id", event_time="event_time", known_at="known_at")
+def _reports(**options: Any) -> hr.Source:
+    times = {"event_time": "event_time", "known_at": "known_at"}
+    return hr.Source("reports", key="payment_id", **times, **options)
 
 
 def _spending(source: hr.Source) -> hr.FeatureView:

@@ -15,6 +15,7 @@ from headrace.features.changes import (
     feature_text,
     source_text,
 )
+from headrace.features.duplicates import BYTES_PER_ID
 from headrace.features.durations import duration_text
 from headrace.runtime import topics
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from headrace.cli.applied import Target
-    from headrace.features.plan import PipelinePlan, RingPlan, StagePlan
+    from headrace.features.plan import PipelinePlan, RingPlan, SourcePlan, StagePlan
 
 _MARKS = {"added": "[green]+[/]", "removed": "[red]-[/]", "changed": "[yellow]~[/]"}
 
@@ -54,6 +55,8 @@ def _add_pipeline(tree: Tree, plan: PipelinePlan, decoders: Mapping[str, str]) -
         how, _, columns = source_text(plan, source.name).partition("; ")
         branch_of_source = sources.add(f"[bold]{source.name}[/]: {escape(how)}")
         branch_of_source.add(escape(columns))
+        if source.dedupe_ms:
+            branch_of_source.add(dedupe_text(source))
         branch_of_source.add(_DECODERS[decoders[source.name]])
     for number, stage in enumerate(plan.stages, start=1):
         _add_stage(branch, number, stage)
@@ -70,6 +73,20 @@ def _add_pipeline(tree: Tree, plan: PipelinePlan, decoders: Mapping[str, str]) -
         kind = given.pop("kind", "model")
         branch.add(f"model: {kind} " + ", ".join(f"{k}={v}" for k, v in given.items()))
     branch.add(f"writes {topics.predictions(plan.name)} and {topics.snapshots(plan.name)}")
+
+
+def dedupe_text(source: SourcePlan) -> str:
+    """Return what it costs to count each event id once, in words."""
+    kept_ms = source.dedupe_ms + source.lateness_ms
+    ids = kept_ms  # At 1,000 new ids a second.
+    gigabytes = ids * BYTES_PER_ID / 1e9
+    odds = ids / 2**64
+    return (
+        f"duplicates: each {source.event_id} once in {duration_text(source.dedupe_ms)}; about "
+        f"{BYTES_PER_ID} bytes an id, kept {duration_text(kept_ms)}: 1,000 ids a second take "
+        f"{gigabytes:.2g} GB; odds that a new one is taken for another: {odds:.0e}, and then it "
+        "goes to the DLQ"
+    )
 
 
 _DECODERS = {

@@ -1,4 +1,7 @@
-"""A real Apache Kafka broker of one node (KRaft) on the loopback, with its data in a folder."""
+"""A real Apache Kafka node (KRaft) on the loopback, with its data in a folder.
+
+Alone it is the embedded broker; with a ``Seat`` it is one of a cluster (``cluster.py``).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import shutil
 import subprocess
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaException
@@ -42,7 +46,6 @@ _LOG = (
 
 _PROPERTIES: Mapping[str, str] = {
     "process.roles": "broker,controller",
-    "node.id": "1",
     "controller.listener.names": "CONTROLLER",
     "inter.broker.listener.name": "PLAINTEXT",
     "num.partitions": "4",
@@ -72,13 +75,37 @@ _PROPERTIES: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Seat:
+    """A node's place in a cluster whose nodes all vote.
+
+    Attributes:
+        node: Its id.
+        cluster: The cluster's id, the same for all of its nodes.
+        voters: The controllers' ports by node id.
+        properties: The cluster's settings, over those of a node that is alone.
+
+    """
+
+    node: int
+    cluster: str
+    voters: Mapping[int, int]
+    properties: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def new_cluster_id() -> str:
+    """Return an id as Kafka makes them: 16 random bytes in base64."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+
+
+@dataclass(frozen=True, slots=True)
 class Broker:
-    """How to run the broker; the running one is a ``ProcessRecord``."""
+    """How to run the broker; the running one is a ``ProcessRecord``. Without a seat it is alone."""
 
     folder: Path
     java: Path
     class_path: tuple[Path, ...]
     heap: str = "512m"
+    seat: Seat | None = None
 
     @property
     def data(self) -> Path:
@@ -125,7 +152,7 @@ class Broker:
             shutil.rmtree(unfinished)
         unfinished.mkdir(parents=True)
         properties = self._write_properties(unfinished, 1, 2, name="format.properties")
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+        cluster = new_cluster_id() if self.seat is None else self.seat.cluster
         # Joined by "=": one id of 64 begins with a dash, which alone would be taken for an option.
         tool = [
             "kafka.tools.StorageTool",
@@ -176,11 +203,19 @@ class Broker:
             }
         )
         found = None
+        node = 1 if self.seat is None else self.seat.node
         while found is None:
             try:
-                found = str(client.list_topics(timeout=1.0).cluster_id)
+                metadata = client.list_topics(timeout=1.0)
             except KafkaException:
                 self._check(record, deadline)
+                continue
+            # A node of a cluster answers before the controller lets it serve.
+            if node in metadata.brokers:
+                found = str(metadata.cluster_id)
+            else:
+                self._check(record, deadline)
+                time.sleep(POLL_S)
         if found != self.cluster_id():
             message = explain(
                 "port", f"serve cluster {self.cluster_id()}", found, f"127.0.0.1:{port}"
@@ -219,9 +254,13 @@ class Broker:
         that a restart may take other ports.
         """
         listener = f"PLAINTEXT://127.0.0.1:{port}"
+        seat = self.seat or Seat(1, "", {1: controller_port})
+        voters = (f"{node}@127.0.0.1:{at}" for node, at in sorted(seat.voters.items()))
         properties = {
             **_PROPERTIES,
-            "controller.quorum.voters": f"1@127.0.0.1:{controller_port}",
+            **seat.properties,
+            "node.id": str(seat.node),
+            "controller.quorum.voters": ",".join(voters),
             "listeners": f"{listener},CONTROLLER://127.0.0.1:{controller_port}",
             "advertised.listeners": listener,
             "log.dirs": str(data),

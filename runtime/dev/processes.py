@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 POLL_S = 0.02
 _LOG_TAIL_LINES = 15
+_KILL_TIMEOUT_S = 30.0
+_LOWEST_PORT = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,12 @@ def stop(record: ProcessRecord | None, timeout_s: float) -> bool:
     return clean
 
 
+def kill(record: ProcessRecord | None) -> None:
+    """End the process at once, frozen or not; it gets no chance to tidy up."""
+    if record is not None and alive(record):
+        _signal_and_wait(record, signal.SIGKILL, _KILL_TIMEOUT_S)
+
+
 def _signal_and_wait(record: ProcessRecord, number: signal.Signals, timeout_s: float) -> bool:
     try:
         os.kill(record.pid, number)
@@ -136,6 +145,26 @@ def free_ports(count: int) -> list[int]:
     finally:
         for one in sockets:
             one.close()
+
+
+def steady_ports(count: int) -> list[int]:
+    """Return ports for servers that go away and come back at the same address.
+
+    They lie below those that the system gives to outgoing connections: a client that knocks at a
+    server that is away could else be given the very port, and be connected with itself.
+    """
+    try:
+        text = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
+    except OSError:
+        return free_ports(count)
+    ports: set[int] = set()
+    # Several runs on one machine choose at the same time.
+    draw = random.SystemRandom()
+    while len(ports) < count:
+        port = draw.randrange(_LOWEST_PORT, int(text.split()[0]))
+        if port_is_free(port):
+            ports.add(port)
+    return sorted(ports)
 
 
 def port_is_free(port: int) -> bool:

@@ -121,7 +121,7 @@ class Stack:
     def __enter__(self) -> Endpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._guard = subprocess.Popen(
-            [sys.executable, "-P", "-m", "headrace.runtime.dev.guard", str(self.folder)],
+            [sys.executable, "-P", "-m", "headrace.runtime.dev.guard", "stack", str(self.folder)],
             stdin=subprocess.PIPE,
             cwd=self.folder,
             start_new_session=True,

@@ -13,6 +13,7 @@ from headrace.features.columns import REJECT_REASONS
 from headrace.runtime.clock import SystemClock
 from headrace.runtime.settings import Settings
 from headrace.schemas.codec import REASONS
+from headrace.streams.duplicates import ID_CONFLICT
 from headrace.streams.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def test_every_setting_is_documented(repository: Path) -> None:
 def test_every_reason_is_documented(repository: Path) -> None:
     documented = _first_column(repository / "docs" / "topics.md", "Reasons in the DLQ")
 
-    assert documented == {*REASONS, *filter(None, REJECT_REASONS)}
+    assert documented == {*REASONS, *filter(None, REJECT_REASONS), ID_CONFLICT}
 
 
 def test_every_metric_is_documented(repository: Path) -> None:

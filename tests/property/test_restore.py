@@ -31,13 +31,24 @@ ROWS = 150
 COMMON = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-PLANS = [one_stage, two_stages, three_stages]
+
+
+def two_stages_once():
+    """Payments that are sent twice count once."""
+    return two_stages(dedupe="1d")
+
+
+def one_stage_once():
+    return one_stage(dedupe="1d")
+
+
+PLANS = [one_stage, two_stages, three_stages, one_stage_once, two_stages_once]
 
 
 def sent(make_plan, payments, reports, **options):
     driver = Driver(make_plan(), partitions=2, **options)
     driver.send("payments", payments)
-    if make_plan is not one_stage:
+    if make_plan not in (one_stage, one_stage_once):
         driver.send("reports", reports)
     return driver
 

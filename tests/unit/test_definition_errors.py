@@ -57,6 +57,16 @@ RIGHT = {
 
 CASES = {
     "a duration with a word": ("feature", 'one = hr.mean("amount", over="1 day")', "did you mean '1d'?"),
+    "duplicates found by nothing": (
+        "orders",
+        'orders = hr.Source("orders", key="customer", event_time="at", dedupe="24h")',
+        "dedupe must come with an event_id",
+    ),
+    "duplicates within nothing": (
+        "orders",
+        'orders = hr.Source("orders", key="customer", event_time="at", event_id="order_id", dedupe="0s")',
+        "be longer than nothing",
+    ),
     "a duration in capitals": ("feature", 'one = hr.mean("amount", over="7D")', "did you mean '7d'?"),
     "a duration of no unit": ("feature", 'one = hr.mean("amount", over=[7])', "write a number and one of"),
     "a window that is too short": ("feature", 'one = hr.mean("amount", over="1ms")', "be at least 1s"),

@@ -1,0 +1,1 @@
+"""``./dev chaos``: faults against real processes, and what they did to the outputs."""
