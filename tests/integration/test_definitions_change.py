@@ -16,6 +16,9 @@ from headrace.streams.environment import open_environment
 NEW_FEATURE = ('hr.mean("amount", over=["1h"])', 'hr.mean("amount", over=["1h", "2h"])')
 
 
+SCORED_MAX = 1_000_000
+
+
 @pytest.fixture(params=["exactly_once", "at_least_once"])
 def project(project_folder, request):
     settings = f"stream:\n  guarantee: {request.param}\n"
@@ -76,7 +79,7 @@ def test_a_new_feature_is_whole_from_its_first_event_and_nothing_is_scored_twice
         assert worker.terminate() == 0, worker.output()
     environment.registry.close()
 
-    ids = [one["event_id"] for one in project.records("snapshots", 100_000, timeout_s=3.0)]
+    ids = [one["event_id"] for one in project.records("snapshots", SCORED_MAX, timeout_s=5.0)]
     assert set(ids) == set(wanted)
     if "exactly_once" in (project.folder / "headrace.yaml").read_text():
         assert len(ids) == len(wanted)
@@ -88,7 +91,7 @@ def test_a_new_feature_is_whole_from_its_first_event_and_nothing_is_scored_twice
 
 
 def test_rows_that_nobody_has_scored_keep_other_definitions_away_until_they_are_drained(project):
-    messages, rows = make_payments(project, 30_000, seed=5)
+    messages, rows = make_payments(project, 90_000, seed=5)
     former = (project.folder / "definitions.py").read_text()
     (project.folder / "definitions.py").write_text(former.replace(*NEW_FEATURE))
     environment = open_environment(project.folder)
@@ -97,11 +100,11 @@ def test_rows_that_nobody_has_scored_keep_other_definitions_away_until_they_are_
     # Killed in the midst of many rows; in most cases that leaves some at once.
     while not unfinished(environment):
         assert sent < len(messages), "no kill has left a row"
-        project.send(messages[sent : sent + 6_000])
+        project.send(messages[sent : sent + 30_000])
         with LiveWorker(project.folder) as worker:
-            project.read("snapshots", sent + 1)
+            worker.wait_for("headrace_scored_total", 1)
             worker.kill()
-        sent += 6_000
+        sent += 30_000
     wanted = expected_features(rows[:sent])
     (project.folder / "definitions.py").write_text(former.replace(*NEW_FEATURE))
     apply(environment)
@@ -122,7 +125,7 @@ def test_rows_that_nobody_has_scored_keep_other_definitions_away_until_they_are_
         assert worker.terminate() == 0, worker.output()
     environment.registry.close()
 
-    found = project.records("snapshots", 100_000, timeout_s=3.0)
+    found = project.records("snapshots", SCORED_MAX, timeout_s=5.0)
     assert {one["event_id"] for one in found} == set(wanted)
     assert not any("customer__amount_mean_2h" in one for one in found)
     check(found, wanted, ["customer__count_1h", "till__count_1h"])
