@@ -102,7 +102,7 @@ def test_rows_that_nobody_has_scored_keep_other_definitions_away_until_they_are_
         assert sent < len(messages), "no kill has left a row"
         project.send(messages[sent : sent + 30_000])
         with LiveWorker(project.folder) as worker:
-            worker.wait_for("headrace_scored_total", 1)
+            worker.wait_for("headrace_events_total", 8_000)
             worker.kill()
         sent += 30_000
     wanted = expected_features(rows[:sent])
