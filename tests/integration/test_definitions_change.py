@@ -7,10 +7,12 @@ What is sent is there before the worker starts: a backlog is read in the order o
 from __future__ import annotations
 
 import pytest
+from confluent_kafka import TopicPartition
 from live import LiveWorker, apply, make_project
 from switch_cases import TILL, TWO_ENTITIES, check, ended, expected_features, make_payments
 
-from headrace.streams.cutover import left_topics
+from headrace.runtime.kafka import admin
+from headrace.streams.cutover import left_topics, outlook
 from headrace.streams.environment import open_environment
 
 NEW_FEATURE = ('hr.mean("amount", over=["1h"])', 'hr.mean("amount", over=["1h", "2h"])')
@@ -129,3 +131,30 @@ def test_rows_that_nobody_has_scored_keep_other_definitions_away_until_they_are_
     assert {one["event_id"] for one in found} == set(wanted)
     assert not any("customer__amount_mean_2h" in one for one in found)
     check(found, wanted, ["customer__count_1h", "till__count_1h"])
+
+
+@pytest.mark.parametrize("project", ["exactly_once"], indirect=True)
+def test_a_log_that_was_cut_lets_no_feature_begin_with_a_gap(project):
+    messages, _ = make_payments(project, 300, seed=9)
+    project.send(messages)
+    with LiveWorker(project.folder) as worker:
+        project.read("snapshots", 300)
+        assert worker.terminate() == 0, worker.output()
+    code, said = ended(project.folder, "--drain")
+    assert code == 0, said
+    topic, client = project.topic("payments"), admin(project.environment.client)
+    cut = [TopicPartition(topic, partition, 10) for partition in range(4)]
+    for future in client.delete_records(cut).values():
+        future.result()
+
+    environment = change(project, *NEW_FEATURE)
+    plan = environment.plan.pipelines[0]
+    found = outlook(environment.client, plan)
+    code, said = ended(project.folder)
+    environment.registry.close()
+
+    assert (found.replayed, found.dropped) == (300 - 40, 40)
+    assert all(topic.is_finished for topic in found.left)
+    assert code == 1
+    assert "must begin at offset 0" in said
+    assert "Definitions that have changed need all of the history" in said
