@@ -17,6 +17,8 @@ from bench.outputs import read_columns
 from bench.project import Project, fresh_stack, make_project
 from bench.report import Bound, exit_code, print_bounds, write_json
 from examples.fraud.generate import make_world, simulate, write
+from headrace.cli.applied import target_of
+from headrace.features.project import load_project
 from headrace.runtime import topics
 from headrace.scoring.artefact import MODEL_FILE
 from headrace.training.registry import FileRegistry
@@ -65,6 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         log = work / "worker-fraud.log"
         outputs = [topics.predictions(PIPELINE), topics.snapshots(PIPELINE)]
         servers = project.endpoints.bootstrap_servers
+        target = target_of(load_project(project.folder))
         run = drain(
             "fraud",
             project.command("worker"),
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             outputs,
             count,
             # A second stage that came only after all of the first would look quick by itself.
-            between=[topics.rekey(PIPELINE, "terminal")],
+            between=[spec.name for spec in target.topics if spec.role == "rekey"],
             folder=project.folder,
             log=log,
         )

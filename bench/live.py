@@ -348,7 +348,7 @@ def apply(environment: Environment, replication: int = 1) -> dict[str, int]:
         environment.plan.project,
         [source.topic for source in environment.sources()],
         {
-            plan.name: [s.entity for s in plan.stages if not s.direct]
+            plan.name: [s.topic for s in plan.stages if not s.direct]
             for plan in environment.plan.pipelines
         },
         partitions=settings.topics.partitions,

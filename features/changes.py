@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
 
 Verb = Literal["added", "removed", "changed"]
+Fate = Literal["unchanged", "new", "changed", "removed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,34 @@ def features(plan: PipelinePlan) -> dict[str, str]:
     """Return by full name what each feature of a pipeline is."""
     return {
         feature.name: feature_text(stage, feature)
+        for stage in plan.stages
+        for feature in stage.features
+    }
+
+
+def fates(before: PipelinePlan, after: PipelinePlan) -> dict[str, Fate]:
+    """Return by full name what becomes of each feature when other definitions take over.
+
+    One is unchanged only if all that decides about its values is: its own definition, its stage's
+    inputs, and the sources that these read.
+    """
+    old, new = _meanings(before), _meanings(after)
+    kept: dict[str, Fate] = {
+        name: "new" if name not in old else "unchanged" if old[name] == meaning else "changed"
+        for name, meaning in new.items()
+    }
+    return kept | {name: "removed" for name in old if name not in new}
+
+
+def _meanings(plan: PipelinePlan) -> dict[str, tuple[object, ...]]:
+    return {
+        feature.name: (
+            feature_text(stage, feature),
+            feature.dtype,
+            stage.key_kind,
+            stage.inputs,
+            tuple(source_text(plan, one.source) for one in stage.inputs),
+        )
         for stage in plan.stages
         for feature in stage.features
     }

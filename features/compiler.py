@@ -14,8 +14,10 @@ import typing
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from headrace.features.definitions import Aggregate, Ratio
+from headrace.features.encoding import canonical_json, encode
 from headrace.features.errors import PlanFormatError, refuse
-from headrace.features.expressions import NUMERIC, Expression, features_of, from_data, to_data
+from headrace.features.expressions import NUMERIC, Expression, features_of, from_data
+from headrace.features.layouts import rekey_layout
 from headrace.features.plan import (
     LabelPlan,
     PipelinePlan,
@@ -134,7 +136,7 @@ def compile_pipeline(
     sources = resolver.plans()
     if max_ahead_ms is not None:
         sources = tuple(dataclasses.replace(s, max_ahead_ms=max_ahead_ms) for s in sources)
-    return PipelinePlan(
+    plan = PipelinePlan(
         name=pipeline.name,
         project=project,
         source=pipeline.source.name,
@@ -147,6 +149,7 @@ def compile_pipeline(
         alignment_ms=pipeline.alignment_ms,
         fingerprint=fingerprint,
     )
+    return dataclasses.replace(plan, stages=_with_topics(plan))
 
 
 # --- Stages -----------------------------------------------------------------------------------
@@ -254,10 +257,20 @@ def _stages(pipeline: Pipeline, drafts: Sequence[StageDraft]) -> tuple[StagePlan
         views = [view for view in pipeline.views if view.entity is draft.entity]
         direct = index == 0 and _can_be_direct(views, pipeline)
         topic = pipeline.source.topic or pipeline.source.name
-        if not direct:
-            topic = topics.rekey(pipeline.name, draft.entity.name)
         stages.append(draft.plan(topic, direct, pipeline.alignment_ms))
     return tuple(stages)
+
+
+def _with_topics(plan: PipelinePlan) -> tuple[StagePlan, ...]:
+    """Return the stages, those that are re-keyed with the topic that is named after its layout."""
+    return tuple(
+        stage
+        if stage.direct
+        else dataclasses.replace(
+            stage, topic=topics.rekey(plan.name, stage.entity, rekey_layout(plan, index))
+        )
+        for index, stage in enumerate(plan.stages)
+    )
 
 
 # --- The vector, the label, the model -----------------------------------------------------------
@@ -368,7 +381,7 @@ def _fingerprint(
         "stages": [
             _without(stage, "topic", "direct") for stage in sorted(stages, key=lambda s: s.entity)
         ],
-        "vector": [_encode(column) for column in vector],
+        "vector": [encode(column) for column in vector],
     }
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()[:16]
 
@@ -380,7 +393,7 @@ def _left_out(source: SourcePlan) -> tuple[str, ...]:
 
 
 def _without(value: SourcePlan | StagePlan, *names: str) -> dict[str, object]:
-    data = _encode(value)
+    data = encode(value)
     assert isinstance(data, dict)
     return {name: item for name, item in data.items() if name not in names}
 
@@ -388,14 +401,9 @@ def _without(value: SourcePlan | StagePlan, *names: str) -> dict[str, object]:
 # --- JSON -------------------------------------------------------------------------------------
 
 
-def canonical_json(content: object) -> str:
-    """Return JSON that is equal for equal content: sorted keys, no spaces, shortest numbers."""
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def plan_to_json(plan: ProjectPlan | PipelinePlan) -> str:
     """Return the plan as JSON that ``plan_from_json`` reads back equal."""
-    return json.dumps({type(plan).__name__: _encode(plan)}, indent=1, allow_nan=False)
+    return json.dumps({type(plan).__name__: encode(plan)}, indent=1, allow_nan=False)
 
 
 def plan_from_json(text: str) -> ProjectPlan | PipelinePlan:
@@ -413,16 +421,6 @@ def plan_from_json(text: str) -> ProjectPlan | PipelinePlan:
         raise PlanFormatError(message) from error
     assert isinstance(plan, ProjectPlan | PipelinePlan)
     return plan
-
-
-def _encode(value: object) -> object:
-    if isinstance(value, Expression):
-        return to_data(value)
-    if dataclasses.is_dataclass(value):
-        return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return [_encode(item) for item in value]
-    return value
 
 
 def _decode(kind: Any, data: Any) -> Any:

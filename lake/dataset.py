@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.features.compiler import canonical_json, plan_from_json, plan_to_json
+from headrace.features.compiler import plan_from_json, plan_to_json
+from headrace.features.encoding import canonical_json
 from headrace.features.plan import PipelinePlan
 from headrace.lake.errors import HistoryError
 from headrace.lake.events import FileEvents, Span, open_events, open_files

@@ -71,9 +71,14 @@ def snapshots(pipeline: str) -> str:
     return f"{pipeline}.snapshots"
 
 
-def rekey(pipeline: str, entity: str) -> str:
-    """Return the internal topic that an entity's stage reads."""
-    return f"{pipeline}.rekey.{entity}"
+def rekey(pipeline: str, entity: str, layout: str) -> str:
+    """Return the internal topic that an entity's stage reads; ``layout`` says what is in it."""
+    return f"{rekey_prefix(pipeline)}{entity}.{layout}"
+
+
+def rekey_prefix(pipeline: str) -> str:
+    """Return how the names of all of a pipeline's re-key topics begin, and no others."""
+    return f"{pipeline}.rekey."
 
 
 def dlq(source: str) -> str:
@@ -104,7 +109,7 @@ def group(project: str, pipeline: str) -> str:
 def topic_specs(
     project: str,
     source_topics: Iterable[str],
-    rekeyed_entities: Mapping[str, Iterable[str]],
+    rekey_topics: Mapping[str, Iterable[str]],
     *,
     partitions: int,
     replication: int,
@@ -115,7 +120,7 @@ def topic_specs(
     Args:
         project: The project's name.
         source_topics: Topics of the sources.
-        rekeyed_entities: By pipeline, the entities whose stage reads a re-key topic.
+        rekey_topics: By pipeline, the re-key topics that its stages read.
         partitions: Of every topic but the project's own two, which have one.
         replication: Of every topic.
         source_config: Kafka settings for the source topics, over ours.
@@ -125,8 +130,8 @@ def topic_specs(
     named: list[tuple[str, TopicRole]] = [(topic, "source") for topic in sources]
     named += [(dlq(topic), "dlq") for topic in sources]
     named += [(late(topic), "late") for topic in sources]
-    for pipeline, entities in rekeyed_entities.items():
-        named += [(rekey(pipeline, entity), "rekey") for entity in entities]
+    for pipeline, rekeyed in rekey_topics.items():
+        named += [(topic, "rekey") for topic in rekeyed]
         named += [(predictions(pipeline), "predictions"), (snapshots(pipeline), "snapshots")]
     named += [(deployments(project), "deployments"), (erasures(project), "erasures")]
     return tuple(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -149,6 +150,9 @@ def build_app(
         def _run(self, loop: asyncio.AbstractEventLoop) -> None:
             try:
                 self._source.run()
+                if not self.should_stop:
+                    # It ended by itself: end as if somebody had asked for it.
+                    loop.call_soon_threadsafe(signal.raise_signal, signal.SIGTERM)
             except BaseException as error:  # noqa: BLE001 -- the thread's boundary: it crashes the app
                 asyncio.run_coroutine_threadsafe(self.crash(error), loop)
 

@@ -24,7 +24,9 @@ class EventBatch:
     Rows with an offset below ``emit_from`` are replayed in silence: they change state, nothing of
     them is emitted. ``at_end`` says that the partition held no later message when this was read;
     a batch of no rows with ``at_end`` reports exactly that. With ``alive`` it was reported before,
-    and is said once more to those who wait for it, in messages that carry this mark.
+    and is said once more to those who wait for it, in messages that carry this mark. ``unsent``
+    names the re-key topics that lack the rows below ``emit_from``, which another plan has emitted:
+    they are sent there, as silent ones.
     """
 
     topic: str
@@ -38,6 +40,7 @@ class EventBatch:
     emit_from: int
     at_end: bool
     alive: bytes | None = None
+    unsent: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.values)

@@ -52,10 +52,22 @@ class Position:
     version: int = 0
     checkpoint: str = ""
     origin: int = 0
+    partitions: int = 0
+    sent: str = ""
+    held: int = 0
 
     def note(self, writer: str = "") -> CommitNote:
         """Return what travels with the offset."""
-        return CommitNote(self.topic_id, self.version, writer, self.checkpoint, self.origin)
+        return CommitNote(
+            self.topic_id,
+            self.version,
+            writer,
+            self.checkpoint,
+            self.origin,
+            self.partitions,
+            self.sent,
+            self.held,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +79,10 @@ class CommitNote:
     together they tell whether a commit whose answer was lost has happened. ``checkpoint`` names
     the newest state that was kept, if one was. ``origin`` is the first offset that the group ever
     read of the partition: a state without what lies there is not whole.
+
+    ``partitions`` is how many the topic had. ``sent`` names the re-key topics, with spaces between,
+    that hold all that comes from below the offset: other definitions may have others. ``held``
+    counts the rows below the offset that wait for others in a re-keyed stage: they are not emitted.
     """
 
     topic_id: str
@@ -74,6 +90,9 @@ class CommitNote:
     writer: str = ""
     checkpoint: str = ""
     origin: int = 0
+    partitions: int = 0
+    sent: str = ""
+    held: int = 0
 
     def dump(self) -> str:
         """Return the note as compact JSON; readers ignore keys that they do not know."""
@@ -91,7 +110,16 @@ def load_note(metadata: str | None) -> CommitNote | None:
         return None
     if not isinstance(content, dict):
         return None
-    types = {"topic_id": str, "version": int, "writer": str, "checkpoint": str, "origin": int}
+    types = {
+        "topic_id": str,
+        "version": int,
+        "writer": str,
+        "checkpoint": str,
+        "origin": int,
+        "partitions": int,
+        "sent": str,
+        "held": int,
+    }
     known = {name: content[name] for name in types if isinstance(content.get(name), types[name])}
     return CommitNote(**known) if "topic_id" in known else None
 

@@ -195,6 +195,7 @@ class Committer:
         if len(batch):
             owned.done_offset = int(batch.offsets[-1]) + 1
             owned.newest_arrival_ms = int(batch.arrival_time_ms[-1])
+            owned.held = outputs.held
         at_end = batch.at_end and owned.end_told and owned.next_offset >= owned.high_offset
         # It may have been another end: of rows that came since, nothing is sent yet.
         if at_end and not self._hand_over.holds(batch.topic, batch.partition):

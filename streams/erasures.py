@@ -313,4 +313,5 @@ def _part(batch: EventBatch, first: int, last: int, *, at_end: bool) -> EventBat
         headers=batch.headers[first:last],
         emit_from=batch.emit_from,
         at_end=at_end,
+        unsent=batch.unsent,
     )

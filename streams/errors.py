@@ -20,6 +20,10 @@ class PositionError(StreamError):
     """A committed offset does not belong to the topic as it is now."""
 
 
+class CutOverError(StreamError):
+    """Former definitions still run, or have left rows that are not scored."""
+
+
 class PublishError(StreamError):
     """Events could not be published: unreadable input, or a delivery failure."""
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+import numpy as np
+
 from headrace.streams.outputs import OutputWriter
 from headrace.streams.rekey import LaneSender, hop_to
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from headrace.features.plan import PipelinePlan
     from headrace.streams.batch import Outputs
     from headrace.streams.context import ProcessorContext
@@ -33,6 +33,11 @@ class Onward(NamedTuple):
 
 class Exit(Protocol):
     """Where a stage's events go: to the next stage, or to be scored."""
+
+    @property
+    def topic(self) -> str | None:
+        """The re-key topic that they go to, None where they go no further."""
+        ...
 
     def write(self, onward: Onward, outputs: Outputs) -> None:
         """Add to ``outputs`` what the rows cause."""
@@ -59,6 +64,11 @@ class HopExit:
         self._sender = sender
         self.begin, self.commit, self.abort = sender.begin, sender.commit, sender.abort
 
+    @property
+    def topic(self) -> str:
+        """The next stage's topic."""
+        return self._sender.hop.topic
+
     def write(self, onward: Onward, outputs: Outputs) -> None:
         """Add to ``outputs`` the messages for the next stage."""
         if onward.again:
@@ -77,14 +87,19 @@ class HopExit:
 class ScoreExit:
     """Scores events and writes their predictions and snapshots; keeps no state."""
 
+    topic = None
+
     def __init__(self, writer: OutputWriter) -> None:
         """Write through ``writer``."""
         self._writer = writer
 
     def write(self, onward: Onward, outputs: Outputs) -> None:
-        """Add to ``outputs`` a prediction and a snapshot for each row."""
-        if onward.rows is not None and len(onward.rows):
-            self._writer.write(onward.rows, outputs)
+        """Add to ``outputs`` a prediction and a snapshot for each row that is not silent."""
+        rows = onward.rows
+        if rows is not None and rows.silent.any():
+            rows = rows.take(np.flatnonzero(~rows.silent))
+        if rows is not None and len(rows):
+            self._writer.write(rows, outputs)
 
     def begin(self) -> None:
         """Do nothing."""

@@ -65,6 +65,11 @@ class Flow:
         """Whether the partition must not be read now."""
         return (partition.topic, partition.partition) in self._paused
 
+    @property
+    def is_holding(self) -> bool:
+        """Whether rows are held back for the sake of slower partitions."""
+        return any(held for place, (held, _) in self._held.items() if place in self._owned)
+
     def read(self, rows: Rows) -> None:
         """Take note of what was read."""
         if self._had_traffic or not self._feeds:

@@ -157,6 +157,7 @@ def _batch(
         headers=[row.headers() for row in rows],
         emit_from=owned.emit_from,
         at_end=at_end,
+        unsent=owned.unsent,
     )
 
 

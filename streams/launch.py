@@ -29,6 +29,7 @@ from headrace.streams.app import StreamApp, build_app, run
 from headrace.streams.checkpoint_feed import CheckpointFeed
 from headrace.streams.checkpoint_writer import CheckpointWriter
 from headrace.streams.context import ProcessorContext
+from headrace.streams.cutover import check_cut_over
 from headrace.streams.deployments import DeploymentFollower, LiveModels
 from headrace.streams.environment import HINT, Environment, open_environment
 from headrace.streams.erasure_feed import ErasureFeed, ErasureLog
@@ -38,6 +39,7 @@ from headrace.streams.handover import TICKETS_MAX
 from headrace.streams.identity import WorkerIdentity, identify
 from headrace.streams.online import TIMEOUT_S, OnlineWriter
 from headrace.streams.online_feed import OnlineFeed
+from headrace.streams.partition_watch import PartitionWatch
 from headrace.streams.processors import build, input_topics
 from headrace.streams.source import Source
 from headrace.streams.source_options import Route, SourceOptions
@@ -75,6 +77,7 @@ class WorkerOptions:
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None
     mismatch: Mismatch = "stop"
+    drain: bool = False
 
 
 def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None]) -> int:
@@ -93,13 +96,17 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
     plan = environment.pipeline(options.pipeline)
     models = LiveModels()
     identity = _identity(environment, plan)
-    context = _patiently(lambda: _context(environment, plan, models))
+    _patiently(lambda: check_cut_over(environment.client, plan))
+    context = _patiently(lambda: _context(environment, plan, models, drain=options.drain))
     registry = CollectorRegistry()
     url = ""
 
     def ready(partitions: int) -> None:
         group = topics.group(plan.project, plan.name)
         say(f"worker ready: pipeline {plan.name}, group {group}, {partitions} partitions{url}")
+
+    def drained() -> None:
+        say(f"drained: pipeline {plan.name}, all that its sources held is scored and committed")
 
     clock = SystemClock()
     telemetry = Telemetry(registry, plan.name, clock, ready)
@@ -128,14 +135,21 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
             online = OnlineFeed(plan, context.online, writer, clock)
         erasures = _patiently(lambda: _erasures(environment, plan, context, online))
         keeper, checkpoints = _checkpoints(environment, plan, telemetry, clock)
-        companions = [one for one in (online, erasures, checkpoints) if one is not None]
+        watch = PartitionWatch(environment.client, _source_counts(plan, context))
+        companions = [one for one in (online, erasures, checkpoints, watch) if one is not None]
         worker = None if identity is None else identity.name
-        app = _app(environment, plan, context, options, telemetry, companions, worker, checkpoints)
-        try:
-            return run(app)
-        finally:
-            if keeper is not None:
-                keeper.stop()
+        app = _app(
+            environment,
+            plan,
+            context,
+            options,
+            telemetry,
+            companions,
+            worker,
+            checkpoints,
+            drained,
+        )
+        return _run(app, keeper, watch)
     finally:
         if identity is not None:
             identity.release()
@@ -145,6 +159,16 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         environment.registry.close()
         if health is not None:
             health.close()
+
+
+def _run(app: StreamApp, keeper: CheckpointWriter | None, watch: PartitionWatch) -> int:
+    watch.start()
+    try:
+        return run(app)
+    finally:
+        watch.stop()
+        if keeper is not None:
+            keeper.stop()
 
 
 def _identity(environment: Environment, plan: PipelinePlan) -> WorkerIdentity | None:
@@ -220,7 +244,9 @@ def _patiently(ask: Callable[[], Answer]) -> Answer:
             wait_s = min(2 * wait_s, START_WAIT_S_MAX)
 
 
-def _context(environment: Environment, plan: PipelinePlan, models: LiveModels) -> ProcessorContext:
+def _context(
+    environment: Environment, plan: PipelinePlan, models: LiveModels, *, drain: bool
+) -> ProcessorContext:
     inputs = input_topics(plan)
     predictions, snapshots = topics.predictions(plan.name), topics.snapshots(plan.name)
     kept = [name(topic) for topic in _sources(plan) for name in (topics.dlq, topics.late)]
@@ -238,6 +264,10 @@ def _context(environment: Environment, plan: PipelinePlan, models: LiveModels) -
 
     def encoder(topic: str) -> RecordEncoder:
         schema_id, schema = environment.registered(topic)
+        if drain:
+            # Others may be the newest by now; the same schema keeps its id.
+            schema = expected[topic]
+            schema_id = environment.registry.register(f"{topic}-value", schema)
         if json.loads(schema)["fields"] != json.loads(expected[topic])["fields"]:
             rule = "have the fields that the definitions give"
             message = explain("the registered schema", rule, f"id {schema_id}", topic, HINT)
@@ -268,6 +298,10 @@ def _schema_ids(environment: Environment, plan: PipelinePlan) -> dict[str, int]:
     return {source.name: environment.registered(source.topic)[0] for source in plan.sources}
 
 
+def _source_counts(plan: PipelinePlan, context: ProcessorContext) -> dict[str, int]:
+    return {topic: context.partition_counts[topic] for topic in _sources(plan)}
+
+
 def _sources(plan: PipelinePlan) -> list[str]:
     return [source.topic for source in plan.sources]
 
@@ -281,6 +315,7 @@ def _app(
     companions: Sequence[Companion],
     worker: str | None,
     restorer: Restorer | None,
+    drained: Callable[[], None],
 ) -> StreamApp:
     settings = environment.project.settings.stream
     staged = {stage.topic for stage in plan.stages}
@@ -300,6 +335,8 @@ def _app(
         mismatch=options.mismatch,
         worker=worker,
         feeds=feeds_of(plan),
+        partition_counts=context.partition_counts,
+        drained=drained if options.drain else None,
     )
     table = ProcessorTable(undoes=worker is not None)
 

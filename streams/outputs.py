@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from headrace.features.layouts import entity_keys
 from headrace.features.vector import assemble
 from headrace.runtime import topics
 from headrace.schemas.outputs import MODEL_HASH_DIGITS
@@ -26,7 +27,6 @@ from headrace.streams.records import (
     Text,
     text_buffers,
 )
-from headrace.streams.rekey import entity_keys
 
 if TYPE_CHECKING:
     from headrace.features.plan import PipelinePlan

@@ -61,6 +61,7 @@ class Ownership:
         self._restorer = restorer
         self._watcher = watcher
         self._fail = fail
+        self._relays = frozenset[str]().union(*options.feeds.values())
         self._revoke_budget_s = revoke_budget_s(options)
         self._epoch = 0
         self._restoring: dict[tuple[str, int], OwnedPartition] = {}
@@ -82,6 +83,11 @@ class Ownership:
         """Whether rows of the partition may be taken: it is owned, and its state is there."""
         place = partition.topic, partition.partition
         return place in self._owned and place not in self._restoring
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the group has said what is this worker's, and all of that is read."""
+        return self._assigned_once and not self._restoring
 
     def drain(self) -> None:
         """Send and commit all that is under way."""
@@ -142,7 +148,9 @@ class Ownership:
             restored: list[OwnedPartition] = []
             at_once: list[OwnedPartition] = []
             for one in started:
-                (restored if self._restorer.wanted(one) else at_once).append(one)
+                # What was not sent on yet must be read again, whatever was kept.
+                kept = not one.unsent and self._restorer.wanted(one)
+                (restored if kept else at_once).append(one)
             for one in at_once:
                 refuse_lost_history(one, self._options.mismatch)
                 self._settle_in(one, self._build(one.topic, one.partition))
@@ -172,7 +180,18 @@ class Ownership:
             return []
         self._committer.guarantee.take_over(partitions)
         options = self._options
-        started = own(self._consumer, partitions, options.topic_ids, self._epoch, options.mismatch)
+        started = own(
+            self._consumer,
+            partitions,
+            options.topic_ids,
+            self._epoch,
+            options.mismatch,
+            options.feeds,
+            options.partition_counts,
+        )
+        for owned in started:
+            if options.drained is not None and owned.topic not in self._relays:
+                owned.stop_offset = owned.high_offset
         self._owned |= {(owned.topic, owned.partition): owned for owned in started}
         if options.worker is not None:
             claim(self._consumer, started, options.worker)

@@ -38,6 +38,11 @@ class OwnedPartition:
     what the group knows. ``end_told`` says that the processor knows it has seen all there is.
     ``version`` counts the transactions that have committed the partition. ``checkpoint`` names its
     newest one, ``origin`` is the first offset that the group ever read.
+
+    ``partitions`` is how many the topic has. ``sends_to`` are the re-key topics that its rows go
+    on into; ``unsent`` those of them that lack the rows below ``emit_from``, since other
+    definitions were at work then. ``held`` counts the rows that its stage holds back.
+    ``stop_offset`` is where reading ends; None: nowhere.
     """
 
     topic: str
@@ -54,6 +59,11 @@ class OwnedPartition:
     version: int = 0
     checkpoint: str = ""
     origin: int = 0
+    partitions: int = 0
+    sends_to: frozenset[str] = frozenset()
+    unsent: frozenset[str] = frozenset()
+    held: int = 0
+    stop_offset: int | None = None
 
     @property
     def replay_rows(self) -> int:
@@ -70,7 +80,7 @@ class OwnedPartition:
 
         ``again``: even then, since what was sent for the partition must go with its offset.
         """
-        known = self.done_offset <= self.committed_offset and not again
+        known = self.done_offset <= self.committed_offset and not again and not self.unsent
         if known or self.done_offset < self.emit_from:
             return None
         return Position(
@@ -81,12 +91,16 @@ class OwnedPartition:
             self.version + 1,
             self.checkpoint,
             self.origin,
+            self.partitions,
+            names(self.sends_to),
+            self.held,
         )
 
     def committed(self, position: Position) -> None:
         """Take note that the group knows ``position``."""
         self.committed_offset = position.offset
         self.version = position.version
+        self.unsent = frozenset()
 
     def rewind(self, offset: int) -> None:
         """Be at ``offset`` again: what came after it was undone."""
@@ -100,6 +114,8 @@ def own(
     topic_ids: Mapping[str, str],
     epoch: int,
     mismatch: Mismatch,
+    feeds: Mapping[str, frozenset[str]],
+    partition_counts: Mapping[str, int],
 ) -> list[OwnedPartition]:
     """Return the start of each newly assigned partition: offset 0, silent up to what is committed.
 
@@ -107,7 +123,7 @@ def own(
 
     Raises:
         PositionError: If a committed offset belongs to another topic of the same name, or lies
-            outside of what the topic holds.
+            outside of what the topic holds; or if there are more partitions than there were.
         KafkaException: If the broker does not answer in time.
 
     """
@@ -117,6 +133,9 @@ def own(
         assert marks is not None, "only a cached answer may be missing"
         low, high = marks
         topic_id = topic_ids[committed.topic]
+        count = partition_counts.get(committed.topic, 0)
+        if count and committed.partition >= count:
+            raise PositionError(moved_keys(committed.topic, count, committed.partition + 1))
         offset = max(committed.offset, 0)
         note = load_note(committed.metadata)
         fault = _fault(committed, low, high, topic_id)
@@ -124,6 +143,8 @@ def own(
             if mismatch == "stop":
                 raise PositionError(fault)
             offset = low if mismatch == "replay" else high
+        sends_to = feeds.get(committed.topic, frozenset())
+        sent = frozenset() if note is None else frozenset(note.sent.split())
         owned.append(
             OwnedPartition(
                 topic=committed.topic,
@@ -137,6 +158,10 @@ def own(
                 high_offset=high,
                 version=0 if note is None else note.version,
                 origin=low if note is None or fault is not None else note.origin,
+                partitions=count,
+                sends_to=sends_to,
+                held=0 if note is None else note.held,
+                unsent=frozenset() if fault is not None or not offset else sends_to - sent,
             )
         )
     return owned
@@ -163,7 +188,8 @@ def refuse_lost_history(owned: OwnedPartition, mismatch: Mismatch) -> None:
     hint = (
         "put the checkpoint folder back, or start once with `headrace worker --on-mismatch skip`"
         " (goes on at the committed offset) or `replay` (emits all again): the history before"
-        " is missing then"
+        " is missing then. Definitions that have changed need all of the history: go back to the"
+        " former ones, or name a new topic that holds it"
     )
     raise PositionError(explain("the state", rule, got, where, hint))
 
@@ -179,7 +205,14 @@ def claim(consumer: ConsumerClient, owned: list[OwnedPartition], writer: str) ->
             one.partition,
             max(one.emit_from, one.next_offset),
             metadata=CommitNote(
-                one.topic_id, one.version, writer, one.checkpoint, one.origin
+                one.topic_id,
+                one.version,
+                writer,
+                one.checkpoint,
+                one.origin,
+                one.partitions,
+                names(one.sends_to - one.unsent),
+                one.held,
             ).dump(),
         )
         for one in owned
@@ -188,6 +221,23 @@ def claim(consumer: ConsumerClient, owned: list[OwnedPartition], writer: str) ->
         consumer.commit(offsets=offsets, asynchronous=False)
     except KafkaException as error:
         log.info("partitions_not_claimed", reason=error.args[0].str())
+
+
+def moved_keys(topic: str, before: int, now: int) -> str:
+    """Return what to tell of a source that got more partitions."""
+    rule = f"keep the {before} partitions that its keys were spread over"
+    hint = (
+        f"either keep the number: copy it to a topic with {before} partitions and name that with "
+        "topic=; or start a new version: give the pipeline another name, and the source no "
+        "partitioner, so that headrace spreads its keys and replays all of it; see "
+        "docs/changing-definitions.md"
+    )
+    return explain("a source's topic", rule, now, topic, hint)
+
+
+def names(topics: frozenset[str]) -> str:
+    """Return topics as a commit note holds them."""
+    return " ".join(sorted(topics))
 
 
 def _fault(committed: TopicPartition, low: int, high: int, topic_id: str) -> str | None:

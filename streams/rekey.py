@@ -1,12 +1,11 @@
 """Re-keyed rows: what a hop to another entity's stage carries, how it is packed and unpacked.
 
 A message is one Arrow IPC record batch without its schema: both ends take that from the plan, and
-the plan's fingerprint in the lane note says that they mean the same one.
+the fingerprint of the layout in the lane note says that they mean the same one.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.features.columns import EventColumns, take
-from headrace.features.expressions import columns_of
 from headrace.features.kernels.keys import hash_keys, partition_of
+from headrace.features.layouts import needed_columns, rekey_layout
 from headrace.streams.batch import SingleOutput
 from headrace.streams.duplicates import FIELDS, looks_for_duplicates
 from headrace.streams.lanes import NEVER, RESUMED, Lane, LaneNote
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 MESSAGE_BYTES_MAX = 512 * 1024
 """Upper bound of a re-keyed message; a single row that is larger travels alone."""
 
+_INCOMPLETE, _SILENT = np.uint8(1), np.uint8(2)
 ARROW_TYPES = {
     "int64": pa.int64(),
     "float64": pa.float64(),
@@ -44,7 +44,8 @@ class StreamRows:
 
     ``partition`` and ``offset`` are the source's; ``keys`` the original Kafka keys (None for
     update-only rows). ``features`` and ``ages`` are float64[n] by name and view, NaN for null.
-    ``incomplete`` marks rows of which a window reached beyond what the state still held.
+    ``incomplete`` marks rows of which a window reached beyond what the state still held,
+    ``silent`` those that change states on their way and are not scored: an earlier plan did that.
     ``originals`` goes with the rows up to the stage that looks for duplicates.
     """
 
@@ -56,6 +57,7 @@ class StreamRows:
     features: dict[str, np.ndarray]
     ages: dict[str, np.ndarray]
     incomplete: np.ndarray
+    silent: np.ndarray
     originals: Originals | None = None
 
     def __len__(self) -> int:
@@ -72,6 +74,7 @@ class StreamRows:
             {name: values[indices] for name, values in self.features.items()},
             {view: values[indices] for view, values in self.ages.items()},
             self.incomplete[indices],
+            self.silent[indices],
             None if self.originals is None else self.originals.take(indices),
         )
 
@@ -110,7 +113,8 @@ class Hop:
             arrays.append(pa.array(rows.events.known_at_ms))
         if self.scored:
             assert rows.keys is not None
-            arrays += [pa.array(rows.arrival_time_ms), rows.keys, pa.array(rows.incomplete)]
+            flags = rows.incomplete * _INCOMPLETE | rows.silent * _SILENT
+            arrays += [pa.array(rows.arrival_time_ms), rows.keys, pa.array(flags)]
         arrays += [rows.events.columns[name] for name in self.columns]
         arrays += [pa.array(rows.features[name]) for name in self.features]
         arrays += [pa.array(rows.ages[view]) for view in self.ages]
@@ -164,11 +168,11 @@ class Hop:
             partition = np.empty(count, np.int32)
             partition[:] = lane_partition
         known_at = next(arrays) if self.source.known_at is not None else event_time
-        keys, incomplete, arrival_time_ms = None, np.zeros(count, bool), np.zeros(count, np.int64)
+        keys, flags, arrival_time_ms = None, np.zeros(count, np.uint8), np.zeros(count, np.int64)
         if self.scored:
             arrival_time_ms = next(arrays).to_numpy()
             keys = next(arrays)
-            incomplete = next(arrays).to_numpy(zero_copy_only=False)
+            flags = next(arrays).to_numpy()
         columns = {name: next(arrays) for name in self.columns}
         columns[self.source.event_time] = event_time
         if self.source.known_at is not None:
@@ -179,7 +183,15 @@ class Hop:
         features = {name: next(arrays).to_numpy() for name in self.features}
         ages = {view: next(arrays).to_numpy() for view in self.ages}
         return StreamRows(
-            events, partition, offset, arrival_time_ms, keys, features, ages, incomplete
+            events,
+            partition,
+            offset,
+            arrival_time_ms,
+            keys,
+            features,
+            ages,
+            incomplete=(flags & _INCOMPLETE).astype(bool),
+            silent=(flags & _SILENT).astype(bool),
         )
 
 
@@ -201,18 +213,15 @@ def hop_to(plan: PipelinePlan, stage_index: int, input_index: int) -> Hop:
         fields.append(pa.field("_known_at_ms", pa.int64()))
     if stage_input.scored:
         fields += [pa.field("_arrival_ms", pa.int64()), pa.field("_key", pa.binary())]
-        fields.append(pa.field("_incomplete", pa.bool_()))
+        fields.append(pa.field("_flags", pa.uint8()))
     fields += [pa.field(name, ARROW_TYPES[kinds[name]]) for name in columns]
     fields += [pa.field(name, pa.float64()) for name in features]
     fields += [pa.field(f"_age_{view}", pa.float64()) for view in ages]
     with_originals = looks_for_duplicates(plan, stage_index, input_index)
     if with_originals:
         fields += FIELDS
-    schema = pa.schema(fields)
-    # What is left out of the plan's fingerprint (event ids, direct reading) changes the layout.
-    layout = hashlib.sha256(f"{schema} {stage.key_kind} {relayed}".encode()).hexdigest()[:8]
     return Hop(
-        f"{plan.fingerprint}-{layout}",
+        rekey_layout(plan, stage_index),
         plan.partitions,
         plan.alignment_ms,
         input_index,
@@ -225,42 +234,9 @@ def hop_to(plan: PipelinePlan, stage_index: int, input_index: int) -> Hop:
         columns,
         features,
         ages,
-        schema,
+        pa.schema(fields),
         with_originals,
     )
-
-
-def needed_columns(plan: PipelinePlan, stage_index: int, input_index: int) -> tuple[str, ...]:
-    """Return the event's columns that this input of a stage, or what comes after it, still reads.
-
-    The times are left out: they travel on their own.
-    """
-    stage_input = plan.stages[stage_index].inputs[input_index]
-    source = plan.source_plan(stage_input.source)
-    stages = plan.stages[stage_index:] if stage_input.scored else [plan.stages[stage_index]]
-    needed = {stage_input.key}
-    for stage in stages:
-        for value in stage.values:
-            if value.source == source.name:
-                needed.update(columns_of(value.expression))
-    if stage_input.scored:
-        needed.update(entity_keys(plan).values())
-        needed.update(filter(None, [source.event_id]))
-        for column in plan.vector:
-            if column.expression is not None:
-                needed.update(columns_of(column.expression))
-    needed -= {source.event_time, source.known_at}
-    return tuple(column.name for column in source.columns if column.name in needed)
-
-
-def entity_keys(plan: PipelinePlan) -> dict[str, str]:
-    """Return, by entity in stage order, the scored event's column that holds its key."""
-    return {
-        stage.entity: stage_input.key
-        for stage in plan.stages
-        for stage_input in stage.inputs
-        if stage_input.scored
-    }
 
 
 class LaneSender:

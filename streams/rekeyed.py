@@ -116,11 +116,12 @@ class RekeyedStageProcessor:
                 steps.append(_Step(runs, offset >= batch.emit_from))
         rows, position, slots = None, None, None
         if steps:
-            rows, position, slots = self._apply(self._sequence(steps), outputs)
+            resent = self._exit.topic in batch.unsent
+            rows, position, slots = self._apply(self._sequence(steps), outputs, resent=resent)
         if self._tap is not None:
             self._tap.touched(batch, slots, outputs)
         self._watermark_ms = max(self._watermark_ms, self._lanes.watermark_ms)
-        if emits(batch):
+        if emits(batch, self._exit.topic):
             at_end = batch.at_end and self._lanes.all_at_end
             opening = not at_end and (opens(batch) or (opened and was_at_end))
             last, watermark_ms = self._position - 1, self._watermark_ms
@@ -153,9 +154,12 @@ class RekeyedStageProcessor:
         lane = note.lane
         known = self._lanes.knows(lane)
         if not known or note.fingerprint != self._hops[lane.input].fingerprint:
-            rule = f"be of plan {self._plan.fingerprint}, and of a lane that it has"
-            got = f"plan {note.fingerprint}, source {note.source}, lane {tuple(lane)}"
-            hint = "the definitions or partition counts have changed: replay into new topics"
+            rule = f"be of layout {self._hops[0].fingerprint}, and of a lane that the stage has"
+            got = f"layout {note.fingerprint}, source {note.source}, lane {tuple(lane)}"
+            hint = (
+                "a source has more partitions than when this worker started: start it again; "
+                "or something else writes to this topic"
+            )
             raise LaneError(explain("a re-keyed message", rule, got, where, hint))
 
     def _take_note(
@@ -218,9 +222,12 @@ class RekeyedStageProcessor:
         return hop.unpack(pa.concat_batches([run.rows for run in runs]), partition)
 
     def _apply(
-        self, sequence: _Sequence, outputs: Outputs
+        self, sequence: _Sequence, outputs: Outputs, *, resent: bool
     ) -> tuple[StreamRows | None, np.ndarray | None, np.ndarray]:
-        """Apply rows to the state; return those to hand on, their positions, and all slots."""
+        """Apply rows to the state; return those to hand on, their positions, and all slots.
+
+        ``resent``: rows that are not to be emitted are handed on, too, as silent ones.
+        """
         stage, inputs = self._stage, self._stage.inputs
         groups = sequence.groups
         place = _joined([sequence.place[index] for index in groups])
@@ -255,7 +262,7 @@ class RekeyedStageProcessor:
         self._watermark_ms = max(self._watermark_ms, newest_ms)
         outputs.event_time_ms_max = newest_ms
         emitting = sequence.emits[ranks]
-        if not emitting.all():
+        if not resent and not emitting.all():
             ranks, position = ranks[emitting], position[emitting]
             if not ranks.size:
                 return None, None, applied.slots
@@ -265,6 +272,8 @@ class RekeyedStageProcessor:
         picked = within[ranks]
         if picked.size < len(rows) or not _is_range(picked):
             rows = rows.take(picked)
+        if resent:
+            rows.silent = rows.silent | ~emitting
         aggregates, incomplete = applied.aggregates, applied.incomplete
         if ranks.size < place.size:
             aggregates, incomplete = aggregates[ranks], incomplete[ranks]

@@ -183,6 +183,8 @@ class _Found:
 class Collector:
     """Stands at the end of a stage in place of its exit, and keeps the rows asked for."""
 
+    topic = None
+
     def __init__(self, found: _Found, stage_index: int, rows: NDArray[np.int64]) -> None:
         self._found = found
         self._stage_index = stage_index

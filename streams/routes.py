@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,16 +44,17 @@ class SourceRoutes:
     ) -> None:
         """Send rows of the batch that are to be emitted on their way, and tell of the lanes."""
         self._last = last_offset(batch, self._last)
-        if not emits(batch):
-            return
-        rows = emitted(batch, rows)
         for sender in self._senders:
             if batch.alive is not None:
                 outputs.single += sender.say_again(self._last, watermark_ms)
                 continue
+            topic = sender.hop.topic
+            if not emits(batch, topic):
+                continue
+            going = emitted(batch, rows, topic)
             outputs.single += sender.send(
-                rows,
-                rows.offset,
+                going,
+                going.offset,
                 self._last,
                 watermark_ms,
                 at_end=batch.at_end,
@@ -112,6 +114,7 @@ def source_rows(batch: EventBatch, accepted: Accepted) -> StreamRows:
         {},
         {},
         np.zeros(rows.size, bool),
+        np.zeros(rows.size, bool),
         originals_of(batch, accepted),
     )
 
@@ -121,12 +124,13 @@ def last_offset(batch: EventBatch, before: int) -> int:
     return int(batch.offsets[-1]) if len(batch) else before
 
 
-def emits(batch: EventBatch) -> bool:
-    """Whether anything of the batch may be sent: a row of it, or where the log stands.
+def emits(batch: EventBatch, topic: str | None = None) -> bool:
+    """Whether anything of the batch may be sent to ``topic``: a row of it, or where the log stands.
 
     That the log holds no more is told on a silent replay, too: whoever stopped may not have told.
     """
-    return batch.at_end or opens(batch) or int(batch.offsets[-1]) >= batch.emit_from
+    told = batch.at_end or opens(batch) or topic in batch.unsent
+    return told or int(batch.offsets[-1]) >= batch.emit_from
 
 
 def opens(batch: EventBatch) -> bool:
@@ -134,8 +138,10 @@ def opens(batch: EventBatch) -> bool:
     return not len(batch) and not batch.at_end
 
 
-def emitted(batch: EventBatch, rows: StreamRows) -> StreamRows:
-    """Return the rows that are not replayed in silence."""
+def emitted(batch: EventBatch, rows: StreamRows, topic: str | None = None) -> StreamRows:
+    """Return the rows that go to ``topic``: those not replayed in silence, or all, marked so."""
     if not len(rows) or int(rows.offset[0]) >= batch.emit_from:
         return rows
+    if topic in batch.unsent:
+        return dataclasses.replace(rows, silent=rows.silent | (rows.offset < batch.emit_from))
     return rows.take(np.flatnonzero(rows.offset >= batch.emit_from))

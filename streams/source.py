@@ -20,6 +20,7 @@ from headrace.streams.clients import KafkaClients
 from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, producer_properties
 from headrace.streams.committing import Committer
 from headrace.streams.companions import NoRestorer
+from headrace.streams.drain import Drain
 from headrace.streams.errors import DeliveryError, FencedError, PositionError, fenced
 from headrace.streams.flow import Flow
 from headrace.streams.handover import HandOver
@@ -74,6 +75,7 @@ class Source:
         self._fault: BaseException | None = None
         self._stopping = False
         self._drain_wanted = True
+        self._drain = Drain(self._owned)
         self._next_tick_s = 0.0
         self._polled_s = 0.0
         self._consumer = self._clients.consumer(
@@ -262,6 +264,9 @@ class Source:
             if owned is None:
                 continue
             owned.high_offset = max(owned.high_offset, self._high_offset(owned))
+            if owned.stop_offset is not None and found[-1].offset() >= owned.stop_offset:
+                ticket_batches += self._last_rows(owned, found, owned.stop_offset)
+                continue
             made = batches(owned, found, owned.high_offset)
             self._committer.sizer.cut(len(found), len(made))
             owned.next_offset = found[-1].offset() + 1
@@ -271,6 +276,19 @@ class Source:
         for event in events:
             ticket_batches += self._serve_event(event)
         self._hand_over.submit_all(ticket_batches)
+
+    def _last_rows(
+        self, owned: OwnedPartition, found: list[Row], stop_offset: int
+    ) -> list[EventBatch | Forget]:
+        """Return what of the rows lies before the offset where reading ends, as the end."""
+        rows = [row for row in found if row.offset() < stop_offset]
+        if owned.end_told:
+            assert not rows, (owned.topic, owned.partition)
+            return []
+        made = batches(owned, rows, 0) if rows else [end_batch(owned)]
+        owned.next_offset = stop_offset
+        owned.end_told = True
+        return [part for one in made for part in self._cut(owned, one)]
 
     def _cut(self, owned: OwnedPartition, batch: EventBatch) -> list[EventBatch | Forget]:
         """Return the batch with what companions put between its rows."""
@@ -283,7 +301,8 @@ class Source:
         known = self._consumer.get_watermark_offsets(
             TopicPartition(owned.topic, owned.partition), cached=True
         )
-        return known[1] if known is not None else -1
+        high_offset = known[1] if known is not None else -1
+        return high_offset if owned.stop_offset is None else min(high_offset, owned.stop_offset)
 
     def _serve_event(self, event: Row) -> list[EventBatch]:
         """Act on a consumer event; the end of a partition may be news for its processor."""
@@ -294,10 +313,13 @@ class Source:
             if owned is None:
                 return []
             # Control records have offsets too, so the end can lie beyond the last row's.
-            owned.high_offset = max(owned.high_offset, event.offset())
-            if owned.end_told or event.offset() < owned.next_offset:
+            end = event.offset()
+            if owned.stop_offset is not None:
+                end = min(end, owned.stop_offset)
+            owned.high_offset = max(owned.high_offset, end)
+            if owned.end_told or end < owned.next_offset:
                 return []
-            owned.next_offset = event.offset()
+            owned.next_offset = end
             owned.end_told = True
             return [end_batch(owned)]
         if error.code() in _NOT_RETRIED:
@@ -328,6 +350,15 @@ class Source:
             owned.high_offset = max(owned.high_offset, self._high_offset(owned))
         self._watcher.ticked(list(self._owned.values()))
         self._guarantee.poll()
+        if self._options.drained is not None and self._drain.is_over(self._is_settled()):
+            self._committer.commit_again()
+            self._options.drained()
+            self._stopping = True
+
+    def _is_settled(self) -> bool:
+        """Whether nothing is under way: no rows, no ticket, no transaction."""
+        under_way = self._hand_over.stash or self._hand_over or self._guarantee.open_s
+        return self._ownership.is_settled and not under_way and not self._flow.is_holding
 
     def _keep_alive(self) -> None:
         """Poll without taking rows, so that the group sees a worker that waits as alive."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from headrace.streams.transaction import TransactionWatcher
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from headrace.streams.batch import EventBatch, Outputs
     from headrace.streams.positions import Mismatch, OwnedPartition
@@ -38,7 +38,9 @@ class SourceOptions:
     upstream. ``producer`` and ``consumer`` are librdkafka's properties. ``worker`` names this one
     worker of the group where outputs and offsets are to be one transaction (exactly-once), and is
     its transactional id and group instance id. ``feeds``: by topic, the re-key topics that its rows
-    go on into.
+    go on into. ``partition_counts``: how many partitions each topic had when the worker started.
+    With ``drained`` the source reads the pipeline's sources up to where they end at first, then
+    what that causes to its end; when all of it is committed it tells ``drained`` and ends.
     """
 
     group: str
@@ -53,6 +55,8 @@ class SourceOptions:
     mismatch: Mismatch = "stop"
     worker: str | None = None
     feeds: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    partition_counts: Mapping[str, int] = field(default_factory=dict)
+    drained: Callable[[], None] | None = None
 
 
 class SourceWatcher(TransactionWatcher, Protocol):

@@ -119,17 +119,17 @@ class DirectStageProcessor:
         if self._tap is not None:
             self._tap.touched(batch, applied.slots, outputs)
         self._last = last_offset(batch, self._last)
-        if emits(batch):
+        watermark_ms, topic = self._sieve.watermark_ms, self._exit.topic
+        if emits(batch, topic):
             rows = with_stage(self._stage, rows, applied.aggregates, applied.incomplete)
-            rows = emitted(batch, rows)
-            watermark_ms = self._sieve.watermark_ms
+            going = emitted(batch, rows, topic)
             at_end, again = batch.at_end, batch.alive is not None
             self._exit.write(
-                Onward(rows, rows.offset, self._last, watermark_ms, at_end, opens(batch), again),
+                Onward(going, going.offset, self._last, watermark_ms, at_end, opens(batch), again),
                 outputs,
             )
-            if self._routes:
-                self._routes.send(batch, rows, watermark_ms, outputs)
+        if self._routes:
+            self._routes.send(batch, rows, watermark_ms, outputs)
         return outputs
 
     def look(self, look: Look) -> Outputs:

@@ -27,7 +27,7 @@ from headrace.schemas.errors import UnknownSchemaError
 from headrace.schemas.wire import WireDecoder
 from headrace.streams.batch import EventBatch, Keep, SingleOutput
 from headrace.streams.context import ProcessorContext
-from headrace.streams.flow import joined, marked
+from headrace.streams.flow import feeds_of, joined, marked
 from headrace.streams.parts import pack, unpack
 from headrace.streams.processors import build, input_topics
 
@@ -70,19 +70,37 @@ class Checkpoint:
 
 @dataclass(slots=True)
 class Owned:
-    """A topic partition that is read: its processor, how far it is, what is committed."""
+    """A topic partition that is read: its processor, how far it is, what is committed.
+
+    ``noted`` is what the commit says of the re-key topics that hold all below it.
+    """
 
     topic: str
     partition: int
     processor: Processor
+    sends_to: frozenset[str]
     position: int = 0
     committed: int = 0
     emit_from: int = 0
     end_told: bool = False
     paused: bool = False
+    noted: frozenset[str] = frozenset()
+    unsent: frozenset[str] = frozenset()
     kept: list[Checkpoint] = field(default_factory=list)
     keeping: Checkpoint | None = None
     lost: bool = False
+
+    def commit(self) -> None:
+        """Commit the position, unless the silent replay up to the last commit still goes on."""
+        if self.position >= self.emit_from:
+            self.committed = max(self.committed, self.position)
+            self.noted = self.sends_to
+
+    def start(self) -> None:
+        """Go back to the beginning, to replay up to what is committed."""
+        self.position, self.emit_from, self.end_told = 0, self.committed, False
+        lacking = self.sends_to - self.noted
+        self.unsent = lacking if self.committed else frozenset()
 
 
 @dataclass(slots=True)
@@ -155,8 +173,12 @@ class Driver:
         for topic in (topics.predictions(plan.name), topics.snapshots(plan.name)):
             self._logs[topic] = [[] for _ in range(output_partitions)]
         self.context = self._context()
+        self._left: dict[tuple[str, int], Owned] = {}
+        feeds = feeds_of(plan)
         self.owned = {
-            (topic, partition): Owned(topic, partition, build(plan, topic, partition, self.context))
+            (topic, partition): Owned(
+                topic, partition, build(plan, topic, partition, self.context), feeds[topic]
+            )
             for topic in input_topics(plan)
             for partition in range(len(self._logs[topic]))
         }
@@ -246,7 +268,7 @@ class Driver:
             elif crashes:
                 self.crash(owned)
             elif self._random.random() < 0.3:
-                owned.committed = max(owned.committed, owned.position)
+                owned.commit()
 
     def _open(self) -> None:
         """Tell of the backlogs before anything is read, as a worker does when it starts."""
@@ -277,13 +299,35 @@ class Driver:
         """Lose a processor, and start it again: replay in silence up to what is committed."""
         self.crashes += 1
         owned.processor = build(self.plan, owned.topic, owned.partition, self.context)
-        owned.position, owned.emit_from, owned.end_told = 0, owned.committed, False
+        owned.start()
         owned.keeping, owned.lost = None, False
 
     def commit(self) -> None:
         """Commit every processor's position."""
         for owned in self.owned.values():
-            owned.committed = max(owned.committed, owned.position)
+            owned.commit()
+
+    def succeeded_by(self, plan: PipelinePlan, *, seed: int | None = None) -> Driver:
+        """Return a driver of another plan over the same logs, which goes on from what is committed.
+
+        Its predictions and snapshots begin empty: the schemas may be others. The sources must be
+        the same, by name and in number.
+        """
+        counts = {source.name: len(self._logs[source.topic]) for source in self.plan.sources}
+        follower = Driver(plan, partitions=counts, seed=seed, batch_rows=self._batch_rows)
+        assert follower._schema_ids == self._schema_ids, "the same sources"
+        written = {topics.predictions(plan.name), topics.snapshots(plan.name)}
+        for topic, logs in self._logs.items():
+            if topic not in written:
+                follower._logs[topic] = logs
+        known = {**self._left, **self.owned}
+        for place, owned in follower.owned.items():
+            before = known.get(place)
+            if before is not None:
+                owned.committed, owned.noted = before.committed, before.noted
+                owned.start()
+        follower._left = {p: o for p, o in known.items() if p not in follower.owned}
+        return follower
 
     def keep(self, owned: Owned, *, whole: bool = False, words_max: int = SLICE_WORDS) -> bool:
         """Open a checkpoint or take its next slice; return whether it is complete."""
@@ -435,6 +479,7 @@ class Driver:
             headers=[message.headers for message in messages],
             emit_from=owned.emit_from,
             at_end=stop == len(log),
+            unsent=owned.unsent,
         )
 
     def _abort(self, owned: Owned, count: int) -> None:

@@ -113,7 +113,7 @@ class ProcessorTable:
         offset = self._next_offset.get(place, 0)
         opens = True
         if isinstance(batch, EventBatch):
-            opens = emits(batch)
+            opens = emits(batch) or bool(batch.unsent)
             if len(batch):
                 offset = int(batch.offsets[0])
                 self._next_offset[place] = int(batch.offsets[-1]) + 1

@@ -6,6 +6,7 @@ of partitions; the broker and the registry stay the truth about what is there.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,7 @@ def target_of(project: Project) -> Target:
     specs = topics.topic_specs(
         plan.project,
         sources,
-        {p.name: [s.entity for s in p.stages if not s.direct] for p in plan.pipelines},
+        {p.name: [s.topic for s in p.stages if not s.direct] for p in plan.pipelines},
         partitions=settings.topics.partitions,
         replication=settings.topics.replication,
         source_config={k: str(v) for k, v in settings.topics.properties.items()},
@@ -123,8 +124,9 @@ def target_changes(applied: Applied, target: Target) -> tuple[Change, ...]:
     """Return how what is needed differs from what was applied."""
     wanted = {spec.name: _count(spec.partitions) for spec in target.topics}
     known = {name: _count(count) for name, count in applied.topics.items()}
-    # Topics that are not ours may have any number.
-    wanted |= {name: known[name] for name in applied.foreign if name in wanted}
+    # Topics that are not ours may have any number, and sources that are re-keyed.
+    spread = {s.name for s in target.topics if s.role == "source"} - _direct(target)
+    wanted |= {name: known[name] for name in {*applied.foreign, *spread} & {*wanted} & {*known}}
     return (
         *plan_changes(applied.plan, target.plan),
         *differences("topic", known, wanted),
@@ -230,8 +232,9 @@ def apply_project(folder: Path, *, dry_run: bool = False) -> Outcome:
     client = admin(client_properties(settings, found.bootstrap_servers))
     there = partition_counts(client, [spec.name for spec in target.topics])
     foreign = _foreign(target.topics, there, applied)
+    target = dataclasses.replace(target, topics=as_wide(target, there))
     own = [spec for spec in target.topics if spec.name not in foreign]
-    check_partitions(own, there, applied, foreign)
+    check_partitions(own, there, applied, [name for name in foreign if name in _direct(target)])
     with SchemaRegistry(found.registry_url) as registry:
         check_schemas(registry, target.schemas)
         missing = tuple(spec.name for spec in own if spec.name not in there)
@@ -276,6 +279,25 @@ def apply_feast(folder: Path, *, dry_run: bool = False) -> tuple[Change, ...]:
         return feast_changes(project)
     redis_url = endpoints(project.settings, project.folder).redis_url
     return repository_of(project.settings).apply(repo_objects(project), redis_url)
+
+
+def _direct(target: Target) -> set[str]:
+    """Return the topics whose partition decides where a key's state is."""
+    return {stage.topic for plan in target.plan.pipelines for stage in plan.stages if stage.direct}
+
+
+def as_wide(target: Target, there: Mapping[str, int]) -> tuple[TopicSpec, ...]:
+    """Return the topics, sources that are re-keyed with as many partitions as they have.
+
+    Whether a pipeline that has read one can go on is for its worker to see.
+    """
+    direct = _direct(target)
+    return tuple(
+        dataclasses.replace(spec, partitions=there[spec.name])
+        if spec.role == "source" and spec.name in there and spec.name not in direct
+        else spec
+        for spec in target.topics
+    )
 
 
 def _foreign(

@@ -29,11 +29,15 @@ def plan(
     project: Folder = Path(),
     as_json: AsJson = False,
 ) -> None:
-    """Show the plan as a tree and what 'headrace apply' would change. Needs nothing that runs."""
+    """Show the plan as a tree, what 'headrace apply' would change, and what a worker would do.
+
+    Needs nothing that runs; what only the broker knows is told where it answers.
+    """
     import dataclasses
     import json
 
     from headrace.cli.applied import feast_changes, read_applied, target_changes, target_of
+    from headrace.cli.switch import switch_lines
     from headrace.features.compiler import plan_to_json
     from headrace.features.project import load_project
 
@@ -41,6 +45,7 @@ def plan(
     target = target_of(loaded)
     applied = read_applied(loaded.settings)
     changes = (*target_changes(applied, target), *feast_changes(loaded))
+    switch = switch_lines(loaded, applied, target)
     if as_json:
         content = {
             **json.loads(plan_to_json(target.plan)),
@@ -51,15 +56,18 @@ def plan(
             "schemas": {subject: json.loads(s) for subject, s in target.schemas.items()},
             "decoders": dict(target.decoders),
             "changes": [dataclasses.asdict(change) for change in changes],
+            "switch": switch,
         }
         typer.echo(json.dumps(content))
     else:
-        _print(target, changes, first=applied.plan is None)
+        _print(target, changes, switch, first=applied.plan is None)
     if exit_code and changes:
         raise typer.Exit(CHANGED)
 
 
-def _print(target: Target, changes: Sequence[Change], *, first: bool) -> None:
+def _print(
+    target: Target, changes: Sequence[Change], switch: Sequence[str], *, first: bool
+) -> None:
     from rich.console import Console
 
     from headrace.cli.plan_tree import change_lines, plan_tree
@@ -80,3 +88,5 @@ def _print(target: Target, changes: Sequence[Change], *, first: bool) -> None:
         console.print("'headrace apply' would change:")
         for line in change_lines(changes):
             console.print(line)
+    for line in switch:
+        console.print(line, soft_wrap=True, markup=False)

@@ -23,6 +23,13 @@ def worker(
             "or take what it holds as emitted."
         ),
     ] = "stop",
+    drain: Annotated[
+        bool,
+        typer.Option(
+            "--drain",
+            help="Finish what the sources hold now, commit and end: before other definitions.",
+        ),
+    ] = False,
     project: Folder = Path(),
 ) -> None:
     """Compute features and scores from the stream."""
@@ -31,6 +38,8 @@ def worker(
     from headrace.streams.launch import WorkerOptions, run_worker
 
     configure()
-    check_applied(project, pipeline)
-    options = WorkerOptions(pipeline, metrics_host, metrics_port, on_mismatch)
+    if not drain:
+        # To drain is what is left for definitions that are not the applied ones any more.
+        check_applied(project, pipeline)
+    options = WorkerOptions(pipeline, metrics_host, metrics_port, on_mismatch, drain)
     raise typer.Exit(run_worker(project, options, typer.echo))

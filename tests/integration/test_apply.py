@@ -7,7 +7,14 @@ import json
 import pytest
 from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
 
-from headrace.cli.applied import AppliedError, apply_project, check_applied, read_applied
+from headrace.cli.applied import (
+    AppliedError,
+    apply_project,
+    check_applied,
+    read_applied,
+    target_of,
+)
+from headrace.features.project import load_project
 from headrace.runtime.kafka import admin, ensure_topics, partition_counts
 from headrace.runtime.settings import load_settings
 from headrace.runtime.topics import TopicSpec
@@ -62,11 +69,11 @@ def config_of(kafka: AdminClient, topic: str) -> dict[str, str]:
     return {key: entry.value for key, entry in future.result().items()}
 
 
-def expected_topics(name):
+def expected_topics(name, project):
     sources = [f"{name}.events", f"{name}.facts"]
     return {
         **{f"{s}{end}": 4 for s in sources for end in ("", ".dlq", ".late")},
-        f"{name}.rekey.who": 4,
+        rekey_of(name, project): 4,
         f"{name}.predictions": 4,
         f"{name}.snapshots": 4,
         f"{name}.deployments": 1,
@@ -74,21 +81,28 @@ def expected_topics(name):
     }
 
 
+def rekey_of(name, project):
+    target = target_of(load_project(project))
+    (rekey,) = [spec.name for spec in target.topics if spec.role == "rekey"]
+    assert rekey.startswith(f"{name}.rekey.who.")
+    return rekey
+
+
 def test_apply_makes_what_the_plan_needs_and_twice_is_as_once(project, stack, name):
     trial = apply_project(project, dry_run=True)
     kafka = client(stack)
-    assert partition_counts(kafka, expected_topics(name)) == {}
-    assert set(trial.created) == set(expected_topics(name))
+    assert partition_counts(kafka, expected_topics(name, project)) == {}
+    assert set(trial.created) == set(expected_topics(name, project))
     assert set(trial.schemas.values()) == {None}
 
     first = apply_project(project)
 
-    assert partition_counts(kafka, expected_topics(name)) == expected_topics(name)
-    assert set(first.created) == set(expected_topics(name))
+    assert partition_counts(kafka, expected_topics(name, project)) == expected_topics(name, project)
+    assert set(first.created) == set(expected_topics(name, project))
     replayed = config_of(kafka, f"{name}.events")
     assert replayed["message.timestamp.type"] == "LogAppendTime"
     assert replayed["retention.ms"] == "-1"
-    assert config_of(kafka, f"{name}.rekey.who")["retention.ms"] == "-1"
+    assert config_of(kafka, rekey_of(name, project))["retention.ms"] == "-1"
     assert config_of(kafka, f"{name}.deployments")["cleanup.policy"] == "compact"
     with SchemaRegistry(stack.registry_url) as registry:
         assert registry.compatibility(f"{name}.events-value") == "FULL_TRANSITIVE"

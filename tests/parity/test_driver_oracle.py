@@ -103,9 +103,7 @@ def test_one_source_partition_an_hour_behind_makes_nothing_late_and_nothing_diff
 
     behind.paused = True
     driver.run()
-    stage = [
-        o.processor for (topic, _), o in driver.owned.items() if topic == "fraud.rekey.terminal"
-    ]
+    stage = [o.processor for (topic, _), o in driver.owned.items() if topic == plan.stages[1].topic]
     waiting = sum(processor.lanes.held_count for processor in stage)
     behind.paused = False
     driver.run()

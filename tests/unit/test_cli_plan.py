@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from headrace.cli.applied import (
     Applied,
     AppliedError,
+    as_wide,
     check_partitions,
     read_applied,
     target_changes,
@@ -258,3 +259,39 @@ def test_the_plan_says_what_finding_duplicates_costs():
     # 86.4 million ids of 22 bytes.
     assert "1,000 ids a second take 1.9 GB" in text
     assert "odds that a new one is taken for another: 5e-12" in text
+
+
+def test_a_source_that_is_re_keyed_may_have_any_number_of_partitions(folder):
+    replace(folder / "definitions.py", '    partitioner="murmur2",\n', "")
+    project = load_project(folder)
+    target = target_of(project)
+    counts = {spec.name: spec.partitions for spec in target.topics} | {"views": 24}
+    applied = Applied(target.plan, counts, (), target.schemas)
+
+    assert target_changes(applied, target) == ()
+    (own,) = [spec for spec in as_wide(target, {"views": 24}) if spec.name == "views"]
+    assert own.partitions == 24
+
+
+def test_a_source_that_is_read_directly_keeps_its_number(folder):
+    target = target_of(load_project(folder))
+    counts = {spec.name: spec.partitions for spec in target.topics} | {"views": 24}
+    applied = Applied(target.plan, counts, (), target.schemas)
+
+    (change,) = target_changes(applied, target)
+    assert (change.what, change.name) == ("topic", "views")
+    (own,) = [spec for spec in as_wide(target, {"views": 24}) if spec.name == "views"]
+    with pytest.raises(AppliedError, match="keep its 24 partitions"):
+        check_partitions([own], {"views": 24}, applied, ())
+
+
+def test_plan_says_what_becomes_of_features_and_topics_without_a_broker(folder):
+    applied_as_is(folder)
+    replace(folder / "definitions.py", '"1h", "1d"]),', '"1h", "1d", "2d"]),')
+
+    shown = run("plan", "--project", folder).stdout
+
+    assert "when a worker starts with these definitions, of pipeline traffic" in shown
+    assert "new (whole from its first event: the log is replayed): visitor__count_2d" in shown
+    assert "unchanged (keeps its numbers): visitor__count_5m" in shown
+    assert "how many rows that are cannot be said" in shown

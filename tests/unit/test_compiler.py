@@ -12,6 +12,7 @@ import headrace as hr
 from headrace.features.compiler import compile_pipeline, plan_from_json, plan_to_json
 from headrace.features.errors import DefinitionError, PlanFormatError
 from headrace.features.expressions import Column
+from headrace.features.layouts import rekey_layout
 from headrace.features.plan import (
     AgePlan,
     AggregatePlan,
@@ -236,7 +237,7 @@ def test_the_entity_that_producers_key_by_is_read_directly_wherever_it_is_listed
 
     assert [(s.entity, s.direct, s.topic) for s in plan.stages] == [
         ("customer", True, "orders"),
-        ("shop", False, "buy.rekey.shop"),
+        ("shop", False, f"buy.rekey.shop.{rekey_layout(plan, 1)}"),
     ]
     assert [c.name for c in plan.vector] == ["shops__count_1d", "buyer__count_1d"]
 
@@ -247,9 +248,11 @@ def test_the_entity_that_producers_key_by_is_read_directly_wherever_it_is_listed
     ids=["undeclared partitioner", "another key"],
 )
 def test_producers_partitions_are_not_trusted_without_a_reason(source):
-    (stage,) = pipeline(source=source).stages
+    plan = pipeline(source=source)
 
-    assert (stage.direct, stage.topic) == (False, "buy.rekey.customer")
+    (stage,) = plan.stages
+    layout = rekey_layout(plan, 0)
+    assert (stage.direct, stage.topic) == (False, f"buy.rekey.customer.{layout}")
 
 
 def test_a_source_that_only_updates_comes_first_among_the_inputs_and_makes_the_stage_rekeyed():

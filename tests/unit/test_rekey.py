@@ -16,15 +16,14 @@ from stream_cases import (
 )
 
 from headrace.features.columns import EventColumns
+from headrace.features.layouts import entity_keys, needed_columns
 from headrace.streams.lanes import NEVER, RESUMED, LaneNote
 from headrace.streams.rekey import (
     MESSAGE_BYTES_MAX,
     LaneSender,
     StreamRows,
     cut,
-    entity_keys,
     hop_to,
-    needed_columns,
 )
 from headrace.streams.testing import Driver
 
@@ -51,6 +50,7 @@ def make_rows(hop, terminals=TERMINALS):
         {name: np.arange(count) / 3 for name in hop.features},
         {view: np.array([np.nan, *range(count - 1)]) for view in hop.ages},
         np.arange(count) == 4,
+        np.arange(count) == 2,
     )
 
 
@@ -98,6 +98,7 @@ def test_rows_survive_the_hop(stage):
         (found.offset, rows.offset),
         (found.arrival_time_ms, rows.arrival_time_ms),
         (found.incomplete, rows.incomplete),
+        (found.silent, rows.silent),
         *((found.features[name], rows.features[name]) for name in hop.features),
         *((found.ages[view], rows.ages[view]) for view in hop.ages),
     ):

@@ -28,13 +28,13 @@ def test_each_input_topic_has_its_kind_of_processor():
     assert kinds(driver) == {
         "payments": DirectStageProcessor,
         "reports": RouterProcessor,
-        "fraud.rekey.terminal": RekeyedStageProcessor,
+        driver.plan.stages[1].topic: RekeyedStageProcessor,
     }
     assert kinds(routed) == {
         "payments": RouterProcessor,
         "reports": RouterProcessor,
-        "fraud.rekey.customer": RekeyedStageProcessor,
-        "fraud.rekey.terminal": RekeyedStageProcessor,
+        routed.plan.stages[0].topic: RekeyedStageProcessor,
+        routed.plan.stages[1].topic: RekeyedStageProcessor,
     }
 
 
@@ -53,12 +53,12 @@ def test_lanes_are_known_by_input_and_by_the_sender_s_own_partition():
 
     driver.run()
 
-    assert lanes_seen(driver, "towns.rekey.terminal") == {
+    assert lanes_seen(driver, driver.plan.stages[1].topic) == {
         ("reports", 0, 0),
         ("payments", 1, 0),
         ("payments", 1, 1),
     }
-    assert lanes_seen(driver, "towns.rekey.city") == {("payments", 0, p) for p in range(3)}
+    assert lanes_seen(driver, driver.plan.stages[2].topic) == {("payments", 0, p) for p in range(3)}
 
 
 def test_a_source_partition_without_a_record_says_that_it_has_none():
@@ -69,7 +69,7 @@ def test_a_source_partition_without_a_record_says_that_it_has_none():
 
     assert driver.snapshots().num_rows == 20
     for (topic, _), owned in driver.owned.items():
-        if topic == "fraud.rekey.terminal":
+        if topic == driver.plan.stages[1].topic:
             assert owned.processor.lanes.all_at_end
 
 

@@ -12,7 +12,7 @@ def specs(**changes):
         for spec in topics.topic_specs(
             "shop",
             ["transactions", "reports", "transactions"],
-            {"fraud": ["terminal"], "churn": []},
+            {"fraud": [topics.rekey("fraud", "terminal", "0a1b2c3d")], "churn": []},
             **given,
         )
     }
@@ -23,7 +23,7 @@ def test_every_topic_of_a_project_is_made_once():
         "churn.predictions",
         "churn.snapshots",
         "fraud.predictions",
-        "fraud.rekey.terminal",
+        "fraud.rekey.terminal.0a1b2c3d",
         "fraud.snapshots",
         "reports",
         "reports.dlq",
@@ -37,7 +37,7 @@ def test_every_topic_of_a_project_is_made_once():
 
 
 def test_logs_that_state_is_rebuilt_from_are_kept_for_ever_and_carry_the_brokers_time():
-    for name in ("transactions", "reports", "fraud.rekey.terminal"):
+    for name in ("transactions", "reports", "fraud.rekey.terminal.0a1b2c3d"):
         config = specs()[name].config
 
         assert config["retention.ms"] == "-1"
@@ -64,4 +64,4 @@ def test_a_site_may_set_its_own_topic_settings_for_sources_only():
     made = specs(source_config={"compression.type": "zstd"})
 
     assert made["transactions"].config["compression.type"] == "zstd"
-    assert "compression.type" not in made["fraud.rekey.terminal"].config
+    assert "compression.type" not in made["fraud.rekey.terminal.0a1b2c3d"].config

@@ -1,0 +1,72 @@
+"""Whether a source gets more partitions while it is read: keys move then, their state does not."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from headrace.runtime.errors import KafkaUnavailableError
+from headrace.runtime.kafka import admin, partition_counts
+from headrace.runtime.logging import get_logger
+from headrace.streams.companions import Companion
+from headrace.streams.errors import PositionError
+from headrace.streams.positions import moved_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from headrace.streams.batch import Forget, Keep, Look
+
+log = get_logger(__name__)
+
+INTERVAL_S = 5.0
+
+
+class PartitionWatch(Companion):
+    """Asks the broker at an interval, in a thread of its own, and ends the worker's loop."""
+
+    def __init__(
+        self, client: Mapping[str, Any], counts: Mapping[str, int], interval_s: float = INTERVAL_S
+    ) -> None:
+        """Watch topics that had so many partitions when their state was begun."""
+        self._client = client
+        self._counts = dict(counts)
+        self._interval_s = interval_s
+        self._moved: str | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="headrace-partitions", daemon=True)
+
+    def start(self) -> None:
+        """Begin to watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more."""
+        self._stop.set()
+        self._thread.join()
+
+    def due(self, room: int) -> Sequence[Look | Forget | Keep]:
+        """Hand over nothing.
+
+        Raises:
+            PositionError: If a topic has another number of partitions by now.
+
+        """
+        del room
+        if self._moved is not None:
+            raise PositionError(self._moved)
+        return ()
+
+    def look(self) -> None:
+        """Ask once."""
+        found = partition_counts(admin(self._client), self._counts)
+        for topic, now in found.items():
+            if now != self._counts[topic]:
+                self._moved = moved_keys(topic, self._counts[topic], now)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._interval_s) and self._moved is None:
+            try:
+                self.look()
+            except KafkaUnavailableError as error:
+                log.info("partitions_not_counted", reason=str(error))
