@@ -5,7 +5,7 @@ Bad input is no error: it is data that goes to the DLQ with a reason.
 
 from __future__ import annotations
 
-from headrace.runtime.errors import HeadraceError
+from headrace.runtime.errors import HeadraceError, explain
 
 
 class StreamError(HeadraceError):
@@ -66,3 +66,16 @@ class UndoneError(StreamError):
 
 class CheckpointError(StreamError):
     """A checkpoint is not as it was written, or cannot be read."""
+
+
+def fenced(what: str, name: str, found: str) -> FencedError:
+    """Return the error of a worker that may not go on: who it is, and what the broker said."""
+    return FencedError(
+        explain(
+            f"{what} {name}",
+            "belong to one worker that the broker hears of",
+            found,
+            "this worker",
+            "another worker of this name was started, or this one stood still: it ends",
+        )
+    )

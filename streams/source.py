@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 
 from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
@@ -21,7 +21,7 @@ from headrace.streams.commit import AtLeastOnce, CheckedProducer, Guarantee, pro
 from headrace.streams.committing import Committer
 from headrace.streams.companions import NoRestorer
 from headrace.streams.drain import Drain
-from headrace.streams.errors import DeliveryError, FencedError, PositionError
+from headrace.streams.errors import DeliveryError, FencedError, PositionError, fenced
 from headrace.streams.flow import Flow
 from headrace.streams.handover import HandOver
 from headrace.streams.intake import backlog_batch, batches, end_batch, group
@@ -49,6 +49,7 @@ STALL_S = 1.0
 
 # librdkafka spells its local codes with a leading underscore.
 _END = KafkaError._PARTITION_EOF
+_FATAL = KafkaError._FATAL
 _NOT_RETRIED = (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE)
 
 
@@ -311,8 +312,9 @@ class Source:
                     "the topic was cut or made anew while the worker ran: start the worker again",
                 )
             )
-        if error.fatal():
-            raise KafkaException(error)
+        # An event has the code of a fatal error, and says that it is none.
+        if error.code() == _FATAL:
+            raise fenced("member", str(self._options.worker), error.str())
         log.warning("consumer_trouble", error=error.str(), topic=event.topic())
         return []
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
-from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
 from headrace.streams.commit import (
     CheckedProducer,
@@ -19,7 +18,7 @@ from headrace.streams.commit import (
     producer_properties,
     send_all,
 )
-from headrace.streams.errors import FencedError, UndoneError
+from headrace.streams.errors import FencedError, UndoneError, fenced
 from headrace.streams.fencing import fence_dead
 
 if TYPE_CHECKING:
@@ -124,15 +123,7 @@ class TransactionalProducer(CheckedProducer):
     def check_fence(self) -> None:
         """Raise ``FencedError`` if this producer cannot go on."""
         if self._fatal is not None:
-            raise FencedError(
-                explain(
-                    f"transactional id {self._id}",
-                    "belong to one worker that the broker hears of",
-                    self._fatal,
-                    "this worker",
-                    "another worker of this name was started, or this one stood still: it ends",
-                )
-            )
+            raise fenced("transactional id", self._id, self._fatal)
 
     def init(self, timeout_s: float) -> bool:
         """Fence all former holders of the id and end what they left; False: not yet."""
@@ -359,10 +350,13 @@ class ExactlyOnce:
             self._renew()
 
     def _repeat(self, call: Callable[[], bool], deadline_s: float) -> None:
+        late = False
         while not call():
-            if self._clients.monotonic_s() > deadline_s:
+            if late:
                 message = f"the broker did not answer {self._id} in {COMMIT_BUDGET_S:g} s"
                 raise UndoneError(message)
+            # Once more: a process that stood still may have been fenced, and hears of it only now.
+            late = self._clients.monotonic_s() > deadline_s
             self._on_wait()
 
     def _renew(self) -> None:

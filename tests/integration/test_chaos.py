@@ -1,0 +1,53 @@
+"""A small part of ``./dev chaos`` on the real broker, and that it sees harm where there is some."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.chaos.rows import Lab, Size, all_rows
+from bench.chaos.scene import Scene, wait
+
+SEED = 11
+
+
+@pytest.fixture
+def lab(stack, tmp_path, unique_name):
+    folder = tmp_path / unique_name.replace("_", "-")
+    folder.mkdir()
+    return Lab(stack, tmp_path, folder, SEED)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "size"),
+    [
+        (1, Size(runs=4, events=2_000)),
+        (5, Size(runs=1, events=2_000)),
+        (6, Size(runs=1, events=1_000)),
+        (7, Size(runs=3, events=900)),
+    ],
+)
+def test_outputs_are_those_of_a_run_without_faults(lab, number, size):
+    row = all_rows()[number]
+
+    outcome = row.run(lab, size)
+
+    assert outcome.runs == size.runs
+    assert outcome.exact, outcome
+    assert row.passes(outcome), outcome
+
+
+@pytest.mark.slow
+def test_what_comes_twice_without_transactions_is_seen(lab):
+    stream = {"guarantee": "at_least_once", "commit_interval_ms": 60_000}
+    with Scene(lab, "s", stream=stream) as scene:
+        worker = scene.started()
+        scene.send(500)
+        wait(lambda: scene.reader.distinct() == 500, "all outputs")
+        worker.kill()
+        scene.started()
+        verdict = scene.verdict()
+
+    # A prediction and a snapshot of each.
+    assert verdict.duplicated == 2 * 500
+    assert (verdict.lost, verdict.wrong) == (0, 0)
