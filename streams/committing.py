@@ -67,6 +67,7 @@ class Committer:
         self.guarantee = guarantee
         self.sizer = BatchSizer(options.batch_rows_max, options.batch_budget_ms / 1000)
         self.doomed = False
+        self.undone = 0
 
     @property
     def inside(self) -> bool:
@@ -142,6 +143,7 @@ class Committer:
         self.guarantee.abort()
         starts = self._table.abort()
         self.doomed = False
+        self.undone += 1
         for place, offset in starts.items():
             self._owned[place].rewind(offset)
             self._consumer.seek(TopicPartition(*place, offset))
@@ -193,7 +195,9 @@ class Committer:
         if len(batch):
             owned.done_offset = int(batch.offsets[-1]) + 1
             owned.newest_arrival_ms = int(batch.arrival_time_ms[-1])
-        if batch.at_end and owned.end_told and owned.next_offset >= owned.high_offset:
+        at_end = batch.at_end and owned.end_told and owned.next_offset >= owned.high_offset
+        # It may have been another end: of rows that came since, nothing is sent yet.
+        if at_end and not self._hand_over.holds(batch.topic, batch.partition):
             owned.done_offset = max(owned.done_offset, owned.next_offset)
         self._watcher.sent(batch, outputs)
 

@@ -60,6 +60,14 @@ class HandOver:
         """Wait until the oldest ticket is done; False when it is not after ``timeout_s``."""
         return self._clients.wait(self._tickets[0], timeout_s)
 
+    def holds(self, topic: str, partition: int) -> bool:
+        """Whether anything of a partition is under way."""
+        return any(
+            batch.topic == topic and batch.partition == partition
+            for ticket in self._tickets
+            for batch in ticket.batches
+        )
+
     def pop(self) -> Ticket:
         """Take the oldest ticket out."""
         return self._tickets.popleft()

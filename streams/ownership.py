@@ -64,6 +64,7 @@ class Ownership:
         self._revoke_budget_s = revoke_budget_s(options)
         self._epoch = 0
         self._restoring: dict[tuple[str, int], OwnedPartition] = {}
+        self._backlogs: list[OwnedPartition] = []
         self._replaying = False
         self._assigned_once = False
         self._next_report_s = 0.0
@@ -111,6 +112,15 @@ class Ownership:
             at = TopicPartition(*place, owned.next_offset)
             self._consumer.seek(at)
             self._consumer.resume([at])
+
+    def tell_backlogs(self) -> None:
+        """Let new partitions say that they have a backlog, before the first of their rows.
+
+        Not from within a callback: that may run while a commit waits, with nothing under way.
+        """
+        told = [one for one in self._backlogs if self._owned.get((one.topic, one.partition)) is one]
+        self._backlogs.clear()
+        self._hand_over.submit_all([backlog_batch(one) for one in told])
 
     def report_replay(self) -> None:
         """Tell how far the silent replay is, now and then, and when it has ended."""
@@ -180,9 +190,7 @@ class Ownership:
         """
         for companion in self._companions:
             companion.assigned(started)
-        self._hand_over.submit_all(
-            [backlog_batch(one) for one in started if one.high_offset > one.emit_from]
-        )
+        self._backlogs += [one for one in started if one.high_offset > one.emit_from]
 
     def _on_revoke(self, _consumer: Any, partitions: list[TopicPartition]) -> None:
         """Drain, commit, release: who gets the partitions next starts where we ended.
@@ -213,5 +221,6 @@ class Ownership:
             self._owned.pop(place, None)
             self._restoring.pop(place, None)
             self._table.drop(*place)
+        self._hand_over.forget_rows(places)
         log.info("partitions_released", count=len(partitions))
         self._watcher.assigned(list(self._owned.values()))

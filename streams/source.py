@@ -166,6 +166,7 @@ class Source:
             self._undo_when_drained()
             return
         self._ownership.restore()
+        self._ownership.tell_backlogs()
         self._ownership.report_replay()
         self._take_due()
         self._steer()
@@ -214,16 +215,35 @@ class Source:
 
     def _take(self) -> None:
         """Hand over what can be had at once; with nothing there, wait for a ticket a moment."""
-        messages, self._hand_over.stash = self._hand_over.stash, []
-        wanted = self._committer.sizer.rows - len(messages)
-        if wanted > 0 and (messages or self._hand_over):
-            messages += self._consumer.consume(wanted, 0)
+        wanted = self._committer.sizer.rows - len(self._hand_over.stash)
+        fresh: list[Row] = []
+        if wanted > 0 and (self._hand_over.stash or self._hand_over):
+            undone = self._committer.undone
+            fresh = self._consumer.consume(wanted, 0)
             self._polled_s = self._clients.monotonic_s()
             self._raise_fault()
+            if self._committer.undone != undone:
+                fresh = self._read_again(fresh)
+        # Only now: a callback in between forgets the rows of what it takes away.
+        messages, self._hand_over.stash = self._hand_over.stash + fresh, []
+        self._ownership.tell_backlogs()
         if messages:
             self._hand_over_rows(messages)
         elif self._hand_over:
             self._hand_over.wait(BUSY_WAIT_S)
+
+    def _read_again(self, rows: list[Row]) -> list[Row]:
+        """Drop rows of a call within which a transaction was undone, in the callback of a revoke.
+
+        Some were fetched before partitions went back, some after, and nothing tells which.
+        """
+        places = dict.fromkeys((r.topic(), r.partition()) for r in rows + self._hand_over.stash)
+        self._hand_over.stash.clear()
+        for place in places:
+            owned = self._owned.get(place)
+            if owned is not None:
+                self._consumer.seek(TopicPartition(*place, owned.next_offset))
+        return []
 
     def _poll(self, timeout_s: float) -> None:
         """Wait for one message: unlike ``consume`` this returns with the first."""

@@ -342,6 +342,10 @@ class Driver:
         """Return all snapshots, in the order of partition and offset."""
         return self._read(topics.snapshots(self.plan.name), self._snapshot_id)
 
+    def logs(self, topic: str) -> list[list[Message]]:
+        """Return a topic's messages by partition, in the order of offset."""
+        return self._logs[topic]
+
     def messages(self, topic: str) -> list[Message]:
         """Return a topic's messages, in the order of partition and offset."""
         return [message for log in self._logs[topic] for message in log]

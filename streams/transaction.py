@@ -230,6 +230,7 @@ class ExactlyOnce:
         self._given_up = given_up
         self._producer: TransactionalProducer | None = None
         self._opened_s: float | None = None
+        self._troubles = 0
         self._undone_in_a_row = 0
 
     @property
@@ -271,7 +272,6 @@ class ExactlyOnce:
         deadline_s = started_s + COMMIT_BUDGET_S
         with self._undoing():
             producer = self._open()
-            troubles = producer.troubles
             if positions:
                 # Fresh each time: a generation can change without a callback.
                 member = self._consumer.consumer_group_metadata()
@@ -286,8 +286,7 @@ class ExactlyOnce:
                 raise self._undone(undone) from undone
         else:
             took_s = self._clients.monotonic_s() - started_s
-            if producer.troubles > troubles or took_s > SUSPICIOUS_S:
-                # The client may have asked twice: the first request must not meet what comes next.
+            if self._had_troubles(producer) or took_s > SUSPICIOUS_S:
                 log.warning("commit_was_slow", seconds=round(took_s, 3))
                 self._renew()
         self._opened_s = None
@@ -313,6 +312,7 @@ class ExactlyOnce:
         assert self._producer is not None, "start comes first"
         if self._opened_s is None:
             self._producer.begin()
+            self._troubles = self._producer.troubles
             self._opened_s = self._clients.monotonic_s()
         return self._producer
 
@@ -346,8 +346,12 @@ class ExactlyOnce:
         assert self._producer is not None
         self._opened_s = None
         self._watcher.transaction_aborted()
-        if not self._producer.abort(budget_s):
+        if not self._producer.abort(budget_s) or self._had_troubles(self._producer):
             self._renew()
+
+    def _had_troubles(self, producer: TransactionalProducer) -> bool:
+        """Whether the client may have asked twice: the first request must not meet what follows."""
+        return producer.troubles > self._troubles
 
     def _repeat(self, call: Callable[[], bool], deadline_s: float) -> None:
         late = False
@@ -361,6 +365,7 @@ class ExactlyOnce:
 
     def _renew(self) -> None:
         """Take a new producer; when this returns, every former transaction of the id has ended."""
+        self._opened_s = None
         if self._producer is not None:
             self._producer.discard()
             self._producer = None

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-VERBS = ("demo", "test", "check", "parity", "bench", "shell", "lock")
+VERBS = ("demo", "test", "check", "parity", "bench", "simulate", "chaos", "shell", "lock")
 TOOLS = ("cat", "cksum", "dirname", "rm", "sed", "sh")
 
 
