@@ -24,6 +24,7 @@ from rich.table import Table
 from bench.measure import BenchError, end_offset_sums, stop_process
 from bench.outputs import OutputDecoder, event_ids, matrix
 from bench.parity_check import Collected, Comparison, ParityReport, compare_bits, compare_handbook
+from bench.parity_outage import SideBySide
 from bench.project import Project, fresh_stack, make_project
 from examples.fraud.handbook import convert
 from headrace.lake.history import history
@@ -119,8 +120,12 @@ class Collector:
         self._taken += len(values)
 
 
-def run(rows: int | None, data: Path, work: Path, console: Console) -> ParityReport:
+def run(
+    rows: int | None, data: Path, work: Path, console: Console, *, concurrent: bool = False
+) -> ParityReport:
     """Take the first ``rows`` transactions (None: all) through the stream and compare.
+
+    All lies there when the workers start, or is sent beside them: ``concurrent``.
 
     Raises:
         BenchError: If the stream stalls or a command fails.
@@ -135,11 +140,15 @@ def run(rows: int | None, data: Path, work: Path, console: Console) -> ParityRep
     stack = fresh_stack(work / "stack")
     try:
         project = _prepare(work, stack.up(), transactions, reports)
-        console.print(f"publishing {reports.num_rows:,} reports, then {count:,} transactions")
-        project.run("send", "--reports", "first")
+        feed = None
+        if concurrent:
+            feed = SideBySide(project, transactions, reports)
+        else:
+            console.print(f"publishing {reports.num_rows:,} reports, then {count:,} transactions")
+            project.run("send", "--reports", "first")
         names = [column.name for column in project.plan(PIPELINE).vector]
         collected = Collected(count, names)
-        _stream(project, collected, work, console, report)
+        _stream(project, collected, work, console, report, feed)
     finally:
         stack.down()
     report.missing = count - collected.rows_seen
@@ -169,7 +178,12 @@ def _prepare(
 
 
 def _stream(
-    project: Project, collected: Collected, work: Path, console: Console, report: ParityReport
+    project: Project,
+    collected: Collected,
+    work: Path,
+    console: Console,
+    report: ParityReport,
+    feed: SideBySide | None,
 ) -> None:
     """Run two workers until every row has come; kill one in the middle and start it again."""
     rows = len(collected.times_seen)
@@ -187,6 +201,8 @@ def _stream(
     def made() -> int:
         return end_offset_sums(probe, [topics.snapshots(PIPELINE)], PARTITION_COUNT)[0]
 
+    if feed is not None:
+        feed.send_before()
     columns = TextColumn("   rows through"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     try:
         with Progress(*columns, console=console, transient=True) as progress:
@@ -210,6 +226,12 @@ def _stream(
                     report.made_at_kill = made()
                     report.restarts += 1
                     workers[0] = project.start_worker(logs[0])
+                if feed is not None:
+                    feed.check()
+                    if not report.outages and seen >= feed.rows_before:
+                        workers = _outage(project, workers, logs, feed, console)
+                        report.outages += 1
+                        changed_s = time.monotonic()
         # What was sent again after the last new row must be no other either.
         for worker in workers:
             stop_process(worker)
@@ -217,9 +239,31 @@ def _stream(
     finally:
         for worker in workers:
             stop_process(worker)
+        if feed is not None:
+            feed.stop()
         collector.stop()
         probe.close()
     collector.check()
+
+
+def _outage(
+    project: Project,
+    workers: Sequence[subprocess.Popen[bytes]],
+    logs: Sequence[Path],
+    feed: SideBySide,
+    console: Console,
+) -> list[subprocess.Popen[bytes]]:
+    """Let an hour of event time pass without a worker; return the workers that come after it."""
+    for worker in workers:
+        stop_process(worker)
+    console.print(
+        f"no worker for an hour of event time: {feed.rows_within:,} transactions, "
+        f"then its {feed.reports_within:,} reports"
+    )
+    feed.send_outage()
+    started = [project.start_worker(log) for log in logs]
+    feed.send_after()
+    return started
 
 
 def _check_workers(workers: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path]) -> None:
@@ -260,7 +304,7 @@ def _print(report: ParityReport, console: Console) -> None:
     console.print(
         f"{rows:,} rows, {report.missing:,} missing, {report.duplicates:,} came twice, "
         f"{report.differing:,} in two ways; {report.restarts} worker killed and restarted, "
-        f"when {report.made_at_kill:,} were out"
+        f"when {report.made_at_kill:,} were out; {report.outages} outage"
     )
     verdict = "[green]parity holds[/]" if report.holds else "[red]parity does not hold[/]"
     console.print(verdict)
@@ -282,6 +326,11 @@ def main(arguments: Sequence[str]) -> int:
     """Run the comparison and return 0 if parity holds."""
     parser = argparse.ArgumentParser(prog="parity", description=__doc__)
     parser.add_argument("--rows", type=int, help="only the first so many (default: all)")
+    parser.add_argument(
+        "--concurrent",
+        action="store_true",
+        help="reports and transactions sent side by side, with an outage in the middle",
+    )
     parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args(arguments)
     console = Console()
@@ -291,7 +340,8 @@ def main(arguments: Sequence[str]) -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     started_s = time.monotonic()
     try:
-        report = run(options.rows, DATA, options.work, console)
+        work = options.work.resolve()
+        report = run(options.rows, DATA, work, console, concurrent=options.concurrent)
     except (BenchError, HeadraceError) as error:
         console.print(f"[red]parity:[/] {error}")
         return 1

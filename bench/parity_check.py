@@ -178,6 +178,7 @@ class ParityReport:
     duplicates: int = 0
     differing: int = 0
     restarts: int = 0
+    outages: int = 0
     made_at_kill: int = 0
 
     @property

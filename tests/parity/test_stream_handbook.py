@@ -37,3 +37,14 @@ def test_history_equals_what_the_stream_emitted_to_the_last_bit(report):
     assert len(report.history) == 15
     assert {found.rows for found in report.history} == {ROWS}
     assert [found for found in report.history if found.mismatches] == []
+
+
+def test_reports_and_transactions_side_by_side_with_an_outage_give_the_same(shared_data, tmp_path):
+    rows = 120_000
+
+    found = run(rows, shared_data / "fraud", tmp_path, Console(), concurrent=True)
+
+    assert found.restarts == found.outages == 1
+    assert (found.missing, found.differing) == (0, 0)
+    assert {one.rows for one in [*found.handbook, *found.history]} == {rows}
+    assert [one for one in [*found.handbook, *found.history] if one.mismatches] == []
