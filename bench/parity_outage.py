@@ -60,17 +60,17 @@ class SideBySide:
     @property
     def rows_before(self) -> int:
         """How many transactions are sent before the outage."""
-        return self._parts[0].transactions.num_rows
+        return int(self._parts[0].transactions.num_rows)
 
     @property
     def rows_within(self) -> int:
         """How many transactions are sent in the outage."""
-        return self._parts[1].transactions.num_rows
+        return int(self._parts[1].transactions.num_rows)
 
     @property
     def reports_within(self) -> int:
         """How many reports come in a burst when it ends."""
-        return self._parts[1].reports.num_rows
+        return int(self._parts[1].reports.num_rows)
 
     def send_before(self) -> None:
         """Begin to send what comes before the outage."""

@@ -27,6 +27,8 @@ Properties = dict[str, Any]
 
 _TIMEOUT_S = 15.0
 _VISIBLE_POLL_S = 0.02
+# A connection that carries nothing any more is found out after this; the client's default is 60 s.
+SOCKET_TIMEOUT_MS = 10_000
 
 
 def client_properties(settings: Settings, bootstrap_servers: str) -> Properties:
@@ -34,6 +36,7 @@ def client_properties(settings: Settings, bootstrap_servers: str) -> Properties:
     return {
         "bootstrap.servers": bootstrap_servers,
         "client.id": f"headrace-{settings.project}",
+        "socket.timeout.ms": SOCKET_TIMEOUT_MS,
         **settings.kafka.properties,
     }
 

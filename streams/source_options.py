@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 # How long the broker may hold back an answer of few bytes. A hand-over costs half a millisecond
 # for each partition however few its rows are, and requests to the broker: company is cheaper.
 FETCH_WAIT_MS = 4
-# A connection that carries nothing any more is found out after this; by default after 60 s.
-SOCKET_TIMEOUT_MS = 10_000
 # Of the time after which the group takes a worker that does not poll for dead, so much may a revoke
 # take: who waits for the partitions waits no longer, and the rest is there for what went before.
 REVOKE_SHARE = 0.2
@@ -93,7 +91,6 @@ def consumer_properties(options: SourceOptions) -> dict[str, Any]:
         # librdkafka's default of 1 s would let a full queue run dry.
         "fetch.queue.backoff.ms": 2,
         "isolation.level": "read_committed",
-        "socket.timeout.ms": SOCKET_TIMEOUT_MS,
         **options.consumer,
         # Static membership: a worker that starts again takes its partitions back at once.
         **({} if options.worker is None else {"group.instance.id": options.worker}),

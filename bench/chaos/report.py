@@ -174,6 +174,17 @@ is committed with a run in memory without broker or faults.
 """
 
 _FOOT = """
+## What to know
+
+- A worker that ends, even when it is told to, keeps its place in the group until the session
+  timeout (6 s): its members are static, so that one that starts again within it goes on at once,
+  and the client has no call to leave. Its partitions wait so long if nobody takes its ordinal.
+- "Recover" contains the start of a Python process where the row starts one: 3 to 4 s of it.
+- Commits and checkpoints come every 20 ms and every second here, far more often than by default,
+  so that more faults fall into them.
+
+## Try it
+
 Run it yourself: `./dev chaos` (all rows, long), `./dev chaos --rows 1,7` (some),
 `./dev chaos --ci` (a small run of those that CI has), `./dev chaos --list`. A run prints its seed;
 `--seed` repeats it.

@@ -310,7 +310,7 @@ def coming_and_going(lab: Lab, size: Size) -> Outcome:
     """Row 13: a worker more or less every five seconds, from one to three and back.
 
     The first and the last stretch have one worker each and no change: what comes out there a
-    second is what is steady. Events come in faster than one worker can take them.
+    second is what is steady. Events come in evenly all the time.
     """
     with Scene(lab, "s", partitions=12) as scene:
         workers = [scene.started()]

@@ -110,6 +110,7 @@ def _options(arguments: Sequence[str], rows: dict[int, Row]) -> argparse.Namespa
     parser.add_argument("--seconds", type=float, help="how long a fault lasts")
     parser.add_argument("--seed", type=int, help="repeat a run")
     parser.add_argument("--list", action="store_true", help="list the rows")
+    parser.add_argument("--publish", action="store_true", help="put the results into the docs")
     parser.add_argument("--page", action="store_true", help="write the docs' page; run nothing")
     parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args(arguments)
@@ -121,8 +122,8 @@ def _options(arguments: Sequence[str], rows: dict[int, Row]) -> argparse.Namespa
         parser.error(f"--rows must be among {','.join(map(str, rows))}; got {options.rows}")
     options.rows = asked or [n for n, row in rows.items() if row.ci or not options.ci]
     resized = any(one is not None for one in (options.runs, options.events, options.seconds))
-    # What stands in the docs was measured at full size.
-    options.publish = not options.ci and not resized
+    # What stands in the docs was measured at full size, unless it is asked for; it says its size.
+    options.publish |= not options.ci and not resized
     return options
 
 

@@ -19,22 +19,23 @@ def lab(stack, tmp_path, unique_name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "size"),
+    ("number", "size", "timed"),
     [
-        (1, Size(runs=4, events=2_000)),
-        (5, Size(runs=1, events=2_000)),
-        (6, Size(runs=1, events=1_000)),
-        (7, Size(runs=3, events=900)),
+        (1, Size(runs=4, events=2_000), False),
+        (5, Size(runs=1, events=2_000), True),
+        (6, Size(runs=1, events=1_000), False),
+        (7, Size(runs=3, events=900), False),
     ],
 )
-def test_outputs_are_those_of_a_run_without_faults(lab, number, size):
+def test_outputs_are_those_of_a_run_without_faults(lab, number, size, timed):
     row = all_rows()[number]
 
     outcome = row.run(lab, size)
 
     assert outcome.runs == size.runs
     assert outcome.exact, outcome
-    assert row.passes(outcome), outcome
+    # How long something takes is asked of `./dev chaos`, on a machine that does nothing else.
+    assert timed or outcome.met, outcome
 
 
 @pytest.mark.slow
