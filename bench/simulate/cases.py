@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 START_MS = 1_750_000_000_000
 EVENTS = (12, 40)
 CASES = 6
+# In the first of them events come again, some with another amount.
+DEDUPED = 2
+AGAIN_ODDS = 0.3
+CONFLICT_ODDS = 0.2
 SOURCE_PARTITIONS = 3
 OUTPUT_PARTITIONS = 2
 KINDS = ("one", "two")
@@ -67,9 +71,11 @@ class Case:
 @cache
 def case(kind: str, number: int) -> Case:
     """Return the case of a kind and a number."""
-    plan = _plan(kind)
+    plan = _plan(kind, deduped=number < DEDUPED)
     driver = Driver(plan, partitions=SOURCE_PARTITIONS, output_partitions=OUTPUT_PARTITIONS)
-    driver.send(plan.source, _events(random.Random(f"{kind} {number}")))
+    draw = random.Random(f"{kind} {number}")
+    events = _events(draw)
+    driver.send(plan.source, _repeated(draw, events) if number < DEDUPED else events)
     source = plan.source_plan(plan.source).topic
     logs = [list(log) for log in driver.logs(source)]
     driver.run()
@@ -92,13 +98,14 @@ def _output_topics(plan: PipelinePlan) -> list[str]:
 
 
 @cache
-def _plan(kind: str) -> PipelinePlan:
+def _plan(kind: str, *, deduped: bool) -> PipelinePlan:
     source = hr.Source(
         "payments",
         key="customer_id",
         event_time="event_time",
         event_id="payment_id",
         partitioner="murmur2",
+        dedupe="24h" if deduped else None,
     )
     spending = hr.FeatureView(
         "customer",
@@ -137,3 +144,16 @@ def _events(draw: random.Random) -> list[dict[str, object]]:
             }
         )
     return events
+
+
+def _repeated(draw: random.Random, events: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Return the events with some that come again a little later."""
+    sent: list[dict[str, object]] = []
+    for number, event in enumerate(events):
+        sent.append(event)
+        if draw.random() < AGAIN_ODDS:
+            again = dict(events[draw.randint(max(0, number - 3), number)])
+            if draw.random() < CONFLICT_ODDS:
+                again["amount"] = 77.0
+            sent.append(again)
+    return sent

@@ -16,7 +16,6 @@ from headrace.streams.committing import Committer
 from headrace.streams.handover import HandOver
 from headrace.streams.ownership import Ownership
 from headrace.streams.positions import OwnedPartition
-from headrace.streams.source import Source
 from headrace.streams.tickets import ProcessorTable
 from headrace.streams.transaction import ExactlyOnce, TransactionalProducer
 
@@ -151,10 +150,6 @@ MUTATIONS = {
     "end": _mutation(
         "the end of a log that has grown since counts as done",
         (HandOver, "holds", lambda _self, _topic, _partition: False),
-    ),
-    "outdated": _mutation(
-        "rows that were fetched before an undo count after it",
-        (Source, "_read_again", lambda _self, rows: rows),
     ),
     "flush": _mutation(
         "offsets are committed before the outputs are there",

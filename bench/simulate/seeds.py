@@ -20,7 +20,7 @@ REGRESSIONS = Path(__file__).with_name("regressions.txt")
 JOBS = 2
 CHUNK = 20
 # Seeds within which a mutation must be found.
-MUTATION_SEEDS = 400
+MUTATION_SEEDS = 1000
 
 
 def regressions() -> list[int]:
