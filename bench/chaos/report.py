@@ -200,7 +200,9 @@ def page(rows: Sequence[Row], results: Mapping[int, Result], peers: Sequence[Res
     """Return the text of docs/guarantees.md; a row without a result says that it was not run."""
     head = [f"| {' | '.join(_COLUMNS)} |", "|--:|---|--:|--:|--:|--:|--:|--:|---|---|"]
     lines = list(head)
-    lines += [_line(results[row.number]) if row.number in results else _unrun(row) for row in rows]
+    for row in rows:
+        found = results.get(row.number)
+        lines.append(_unrun(row) if found is None else _line(found, smaller=found.size != row.full))
     text = _HEAD + "\n".join(lines) + "\n\n" + _notes([results[n] for n in sorted(results)])
     if peers:
         text += "\n## Others, killed the same way\n\n" + "\n".join(head) + "\n"
@@ -208,8 +210,9 @@ def page(rows: Sequence[Row], results: Mapping[int, Result], peers: Sequence[Res
     return text + _FOOT
 
 
-def _line(one: Result) -> str:
-    cells = [str(one.number), one.name, *map(_cell, _figures(one.outcome)), one.asked, one.verdict]
+def _line(one: Result, *, smaller: bool = False) -> str:
+    found = f"{one.verdict} (smaller run)" if smaller else one.verdict
+    cells = [str(one.number), one.name, *map(_cell, _figures(one.outcome)), one.asked, found]
     return f"| {' | '.join(cells)} |"
 
 

@@ -120,6 +120,7 @@ def _options(arguments: Sequence[str], rows: dict[int, Row]) -> argparse.Namespa
         parser.error(f"--rows must be numbers; got {options.rows}")
     if asked is not None and not set(asked) <= rows.keys():
         parser.error(f"--rows must be among {','.join(map(str, rows))}; got {options.rows}")
+    options.work = options.work.absolute()
     options.rows = asked or [n for n, row in rows.items() if row.ci or not options.ci]
     resized = any(one is not None for one in (options.runs, options.events, options.seconds))
     # What stands in the docs was measured at full size, unless it is asked for; it says its size.

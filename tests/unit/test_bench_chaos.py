@@ -175,8 +175,8 @@ def test_the_page_holds_measured_results_and_says_what_was_not_run(tmp_path):
     text = report.page([row(1), row(2), row(3)], loaded)
 
     assert loaded == {1: result(FINE), 2: bad}
-    assert "| 1 | a fault | 3 | 0 | 0 | 0 | 0 | 1.5 | a figure | met |" in text
-    assert "| 2 | a fault | 3 | 4 | 0 | – | 0 | 1.5 | a figure | NOT EXACT |" in text
+    assert "| 1 | a fault | 3 | 0 | 0 | 0 | 0 | 1.5 | a figure | met (smaller run) |" in text
+    assert "| 2 | a fault | 3 | 4 | 0 | – | 0 | 1.5 | a figure | NOT EXACT (smaller run) |" in text
     assert "| 3 | a fault | – | – | – | – | – | – | a figure | not run yet |" in text
     assert "2026-01-02, 2 cores (load 0.5), Kafka 4.0.0, commit `abc`, seed 7" in text
 
