@@ -54,6 +54,9 @@ class Flow:
         self._owned = owned
         self._next_round_s = self._next_check_s = 0.0
         self._had_traffic = self._heard_of_traffic = False
+        # In the round before; one round more is said, since a round leaves out who was told before
+        # it, however long ago where the worker was slow or undid what it had said.
+        self._had_before = self._heard_before = False
         self._owed: set[Place] = set()
         self._held: dict[Place, tuple[int, int]] = {}
         self._newest_ms: dict[Place, int] = {}
@@ -98,9 +101,10 @@ class Flow:
         if now_s < self._next_round_s or not self._feeds:
             return []
         self._next_round_s = now_s + ROUND_S if self._owned else now_s
-        traffic = self._had_traffic or self._heard_of_traffic
+        had = self._had_traffic or self._had_before
+        traffic = had or self._heard_of_traffic or self._heard_before
         topics = {topic for topic, _ in self._owned}
-        mark = _HEARD if self._had_traffic else _ECHO
+        mark = _HEARD if had else _ECHO
         made = []
         owed: set[Place] = set()
         for place, owned in self._owned.items():
@@ -115,6 +119,7 @@ class Flow:
             # The first traffic is answered at once.
             self._next_round_s = now_s
         self._owed = owed
+        self._had_before, self._heard_before = self._had_traffic, self._heard_of_traffic
         self._had_traffic = self._heard_of_traffic = False
         return made
 

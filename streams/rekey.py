@@ -256,7 +256,7 @@ class LaneSender:
         self._told_at_end: list[bool | None] = [None] * hop.receivers
         # Who was told that the lane is at its end since that was last said again.
         self._told_lately = [False] * hop.receivers
-        self._saved: tuple[list[int], list[int], list[bool | None], list[bool]] | None = None
+        self._saved: tuple[list[int], list[int], list[bool | None]] | None = None
 
     @property
     def hop(self) -> Hop:
@@ -331,7 +331,6 @@ class LaneSender:
             list(self._told_position),
             list(self._told_watermark_ms),
             list(self._told_at_end),
-            list(self._told_lately),
         )
 
     def commit(self) -> None:
@@ -341,12 +340,9 @@ class LaneSender:
     def abort(self) -> None:
         """Go back to what the receivers had been told at ``begin``."""
         assert self._saved is not None
-        (
-            self._told_position,
-            self._told_watermark_ms,
-            self._told_at_end,
-            self._told_lately,
-        ) = self._saved
+        self._told_position, self._told_watermark_ms, self._told_at_end = self._saved
+        # What was told before the transaction may be long ago.
+        self._told_lately = [False] * self._hop.receivers
         self._saved = None
 
     def _must_tell(self, receiver: int, watermark_ms: int, *, at_end: bool, opening: bool) -> bool:

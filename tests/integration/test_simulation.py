@@ -20,9 +20,6 @@ from bench.simulate.seeds import caught_by, regressions, run_seeds
 REPOSITORY = Path(__file__).resolve().parents[2]
 SEEDS = 1000
 FAULTS_MIN = 100
-#: Found and not fixed yet: two entities, a commit of three seconds, then traffic ends; six
-#: outputs are not out 20 s later, held back as it seems.
-KNOWN = {129}
 
 
 @pytest.mark.slow
@@ -31,7 +28,7 @@ def test_a_thousand_seeds_lose_nothing_repeat_nothing_and_change_no_bit():
     results = run_seeds([*regressions(), *range(SEEDS)])
 
     found = {one.seed: one.finding for one in results if one.finding}
-    assert found.keys() == KNOWN, {seed: found[seed] for seed in found.keys() - KNOWN}
+    assert not found
     faults = Counter(fault for one in results for fault in one.faults)
     assert {name: faults[name] > FAULTS_MIN for name in (*PROCESS_FAULTS, *REQUEST_FAULTS)} == (
         dict.fromkeys((*PROCESS_FAULTS, *REQUEST_FAULTS), True)

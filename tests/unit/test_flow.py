@@ -69,12 +69,15 @@ def test_the_first_traffic_is_answered_at_once_and_then_once_a_second(flow):
     flow.read({("payments", 0): [Message()]})
     assert flow.alive(1.9) == []
     assert said(flow.alive(2.0)) == everyone
-    assert flow.alive(3.5) == []
+    # Once more: a round leaves out who was told before it, and that may have been undone.
+    assert said(flow.alive(3.0)) == everyone
+    assert flow.alive(4.5) == []
 
 
-def test_what_others_say_again_is_answered_once_and_an_answer_by_nobody(flow):
+def test_what_others_say_again_is_answered_twice_and_an_answer_by_nobody(flow):
     flow.read({("relay", 0): [Message(b"heard")]})
-    assert said(flow.alive(1.0)) == [("payments", 0, b"echo"), ("reports", 0, b"echo")]
+    for now_s in (1.0, 2.0):
+        assert said(flow.alive(now_s)) == [("payments", 0, b"echo"), ("reports", 0, b"echo")]
 
     flow.read({("relay", 0): [Message(b"echo")]})
     assert flow.alive(9.0) == []
