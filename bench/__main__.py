@@ -18,6 +18,7 @@ BENCHES = {
     "drift": ("bench.drift_power", "which planted changes the drift report finds and names"),
     "receipts": ("bench.receipts", "10,000 predictions computed again, bit for bit"),
     "redis-faults": ("bench.redis_faults", "scoring and readers while Redis fails"),
+    "restore": ("bench.restore", "a million keys kept beside the stream, and restored"),
     "history": ("bench.history", "training data from history, through the same kernel"),
 }
 
