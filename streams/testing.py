@@ -252,7 +252,7 @@ class Driver:
             if self._random is None:
                 self.step(owned, count)
                 continue
-            if self._random.random() < keep_odds:
+            if keep_odds and self._random.random() < keep_odds:
                 self.keep(
                     owned,
                     whole=self._random.random() < 0.2,
