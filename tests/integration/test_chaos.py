@@ -22,8 +22,6 @@ def lab(stack, tmp_path, unique_name):
     ("number", "size", "timed"),
     [
         (1, Size(runs=4, events=2_000), False),
-        (5, Size(runs=1, events=2_000), True),
-        (6, Size(runs=1, events=1_000), False),
         (7, Size(runs=3, events=900), False),
     ],
 )

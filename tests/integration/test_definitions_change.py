@@ -92,6 +92,7 @@ def test_a_new_feature_is_whole_from_its_first_event_and_nothing_is_scored_twice
     check(later, wanted, [*kept, "customer__amount_mean_2h"])
 
 
+@pytest.mark.parametrize("project", ["exactly_once"], indirect=True)
 def test_rows_that_nobody_has_scored_keep_other_definitions_away_until_they_are_drained(project):
     messages, rows = make_payments(project, 90_000, seed=5)
     former = (project.folder / "definitions.py").read_text()
