@@ -195,10 +195,11 @@ def test_commits_whose_answers_or_requests_are_lost_tear_nothing(project, stack)
         project.read("snapshots", 10_000)
         assert proxy.lost == 1
         for number, kind in enumerate(("lose_answers", "lose_requests"), start=1):
+            unknown = worker.metrics()["headrace_transactions_unknown_total"]
             setattr(proxy, kind, 1_000)
             done = 5_000 + 5_000 * number
             project.send(messages[done : done + 5_000])
-            worker.wait_for("headrace_transactions_unknown_total", number)
+            worker.wait_for("headrace_transactions_unknown_total", unknown + 1)
             setattr(proxy, kind, 0)
             project.read("snapshots", done + 5_000)
         metrics = worker.metrics()
@@ -206,7 +207,10 @@ def test_commits_whose_answers_or_requests_are_lost_tear_nothing(project, stack)
 
     assert metrics["headrace_transactions_unknown_total"] >= 2
     assert metrics["headrace_transactions_aborted_total"] >= 1
-    assert "commit_was_slow" in worker.output()
+    # The one lost answer: asked again, the broker answers, or refuses if it was slow itself; then
+    # the commit is looked up as the others are.
+    was_slow = "commit_was_slow" in worker.output()
+    assert was_slow or metrics["headrace_transactions_unknown_total"] >= 3
     assert_exact(project, rows)
 
 
