@@ -58,6 +58,35 @@ spend = hr.Pipeline(
     request={"amount": hr.col("amount")},
 )
 """
+TWO_ENTITIES = """
+import headrace as hr
+
+payments = hr.Source(
+    "payments",
+    key="customer_id",
+    event_time="event_time",
+    event_id="payment_id",
+    partitioner="murmur2",
+)
+customer, shop = hr.Entity("customer", key="customer_id"), hr.Entity("shop", key="shop")
+spending = hr.FeatureView(
+    "customer", entity=customer, source=payments, features=[hr.count(over="1h")]
+)
+takings = hr.FeatureView(
+    "shop",
+    entity=shop,
+    source=payments,
+    features=[hr.count(over="1h"), hr.sum("amount", over="1h")],
+)
+spend = hr.Pipeline(
+    "spend",
+    source=payments,
+    views=[spending, takings],
+    request={"amount": hr.col("amount")},
+    alignment="0s",
+)
+"""
+SHOP: dict[str, object] = {"name": "shop", "type": "long"}
 PAYMENT = {
     "type": "record",
     "name": "Payment",

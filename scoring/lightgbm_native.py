@@ -44,7 +44,7 @@ _DISCARD = _LogCallback(_discard)
 class NativeModel:
     """A loaded model; ``width`` is its number of features."""
 
-    library: ctypes.CDLL
+    lightgbm: ctypes.CDLL
     handle: ctypes.c_void_p
     width: int
 
@@ -76,7 +76,7 @@ class NativeModel:
         assert vector.flags.c_contiguous
         scores = np.empty((vector.shape[0], columns))
         length = ctypes.c_int64()
-        status = self.library.LGBM_BoosterPredictForMat(
+        status = self.lightgbm.LGBM_BoosterPredictForMat(
             self.handle,
             ctypes.c_void_p(vector.ctypes.data),
             _FLOAT64,
@@ -90,12 +90,12 @@ class NativeModel:
             ctypes.byref(length),
             ctypes.c_void_p(scores.ctypes.data),
         )
-        assert status == 0, _error(self.library)
+        assert status == 0, _error(self.lightgbm)
         assert length.value == scores.size, length.value
         return scores
 
     def __del__(self) -> None:
-        self.library.LGBM_BoosterFree(self.handle)
+        self.lightgbm.LGBM_BoosterFree(self.handle)
 
 
 def load_native(text: bytes) -> NativeModel:

@@ -35,6 +35,9 @@ log = get_logger(__name__)
 ANSWER_S = 15.0
 # A worker that was killed is a member of its group until its session ends.
 MEMBERS_WAIT_S = 12.0
+# Nothing tells when it has ended: the broker is asked again and again.
+MEMBERS_LOOK_S = 0.5
+READ_ROWS = 10_000
 DRAIN_HINT = (
     "start `headrace worker --drain` once with the former definitions: it scores what is left, "
     "commits and ends. Who deletes the topics instead gives those rows up"
@@ -74,7 +77,12 @@ def left_topics(client: Mapping[str, Any], plan: PipelinePlan) -> list[LeftTopic
         KafkaUnavailableError: If the broker does not answer.
 
     """
-    counts = _left(client, plan)
+    return _looked_at(client, plan, _left(client, plan))
+
+
+def _looked_at(
+    client: Mapping[str, Any], plan: PipelinePlan, counts: Mapping[str, int]
+) -> list[LeftTopic]:
     places = [(name, partition) for name, count in counts.items() for partition in range(count)]
     if not places:
         return []
@@ -151,19 +159,20 @@ def _unread(client: Mapping[str, Any], starts: Mapping[Place, int]) -> dict[Plac
         consumer.assign([TopicPartition(*place, max(0, at)) for place, at in starts.items()])
         open_places, deadline_s = set(starts), time.monotonic() + ANSWER_S
         while open_places:
-            message = consumer.poll(1.0)
-            if message is None:
+            messages = consumer.consume(READ_ROWS, 1.0)
+            if not messages:
                 if time.monotonic() > deadline_s:
                     hint = "see 'headrace status'"
                     text = explain("Kafka", "give what is left", sorted(open_places), "", hint)
                     raise KafkaUnavailableError(text)
                 continue
             deadline_s = time.monotonic() + ANSWER_S
-            place = str(message.topic()), int(message.partition() or 0)
-            if message.error() is None:
-                counts[place] += 1
-            else:
-                open_places.discard(place)
+            for message in messages:
+                place = str(message.topic()), int(message.partition() or 0)
+                if message.error() is None:
+                    counts[place] += 1
+                else:
+                    open_places.discard(place)
     except KafkaException as error:
         raise _unavailable(error) from error
     finally:
@@ -238,16 +247,16 @@ def check_cut_over(client: Mapping[str, Any], plan: PipelinePlan) -> None:
     """
     check_partition_counts(client, plan)
     group = topics.group(plan.project, plan.name)
-    names = set(_left(client, plan))
+    left = _left(client, plan)
     deadline_s = time.monotonic() + MEMBERS_WAIT_S
-    while running := _members_reading(client, group, names):
+    while running := _members_reading(client, group, left):
         if time.monotonic() > deadline_s:
             rule = "have ended before other definitions take over"
             hint = "stop them first (SIGTERM), then start this one again"
             raise CutOverError(explain("workers of former definitions", rule, running, group, hint))
         log.info("waiting_for_former_workers", members=running)
-        time.sleep(0.5)
-    unfinished = [topic for topic in left_topics(client, plan) if not topic.is_finished]
+        time.sleep(MEMBERS_LOOK_S)
+    unfinished = [topic for topic in _looked_at(client, plan, left) if not topic.is_finished]
     if unfinished:
         got = ", ".join(
             f"{topic.name}: {topic.unread} messages unread, {topic.held} rows held back"

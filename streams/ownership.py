@@ -124,6 +124,8 @@ class Ownership:
 
         Not from within a callback: that may run while a commit waits, with nothing under way.
         """
+        if not self._backlogs:
+            return
         told = [one for one in self._backlogs if self._owned.get((one.topic, one.partition)) is one]
         self._backlogs.clear()
         self._hand_over.submit_all([backlog_batch(one) for one in told])

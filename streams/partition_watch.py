@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 log = get_logger(__name__)
 
 INTERVAL_S = 5.0
+# A question that the broker does not answer is not waited for at the end.
+STOP_BUDGET_S = 1.0
 
 
 class PartitionWatch(Companion):
@@ -29,7 +31,7 @@ class PartitionWatch(Companion):
         self, client: Mapping[str, Any], counts: Mapping[str, int], interval_s: float = INTERVAL_S
     ) -> None:
         """Watch topics that had so many partitions when their state was begun."""
-        self._client = client
+        self._admin = admin(client)
         self._counts = dict(counts)
         self._interval_s = interval_s
         self._moved: str | None = None
@@ -43,7 +45,7 @@ class PartitionWatch(Companion):
     def stop(self) -> None:
         """Watch no more."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(STOP_BUDGET_S)
 
     def due(self, room: int) -> Sequence[Look | Forget | Keep]:
         """Hand over nothing.
@@ -59,7 +61,7 @@ class PartitionWatch(Companion):
 
     def look(self) -> None:
         """Ask once."""
-        found = partition_counts(admin(self._client), self._counts)
+        found = partition_counts(self._admin, self._counts)
         for topic, now in found.items():
             if now != self._counts[topic]:
                 self._moved = moved_keys(topic, self._counts[topic], now)

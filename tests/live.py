@@ -3,6 +3,8 @@
 from bench.live import (
     DEFINITIONS,
     PAYMENT,
+    SHOP,
+    TWO_ENTITIES,
     LiveProject,
     LiveWorker,
     apply,
@@ -13,6 +15,8 @@ from bench.live import (
 __all__ = [
     "DEFINITIONS",
     "PAYMENT",
+    "SHOP",
+    "TWO_ENTITIES",
     "LiveProject",
     "LiveWorker",
     "apply",

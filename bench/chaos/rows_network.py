@@ -7,18 +7,23 @@ import time
 from typing import TYPE_CHECKING
 
 from bench.chaos.rows import Outcome, Row, Size
-from bench.chaos.scene import ONE_ENTITY, TWO_ENTITIES, Instant, Scene, wait_said
+from bench.chaos.scene import Instant, Scene, wait_said
+from bench.live import DEFINITIONS, TWO_ENTITIES
 from bench.measure import BenchError
 from headrace.runtime.dev.proxy import FaultProxy
 
 if TYPE_CHECKING:
     from bench.chaos.rows import Lab
     from bench.chaos.verdict import Verdict
+    from bench.live import LiveWorker
 
 ALL = 1_000_000
 #: Of an answer to a request that came late: an epoch that is over, or a producer that was fenced.
 FENCED = frozenset({47, 90})
 WAIT_S = 60.0
+#: How often the bar moves while a fault lasts.
+PROGRESS_S = 0.5
+UNKNOWN = "headrace_transactions_unknown_total"
 #: What happens to the end of a transaction, and how many of its requests it happens to: the client
 #: sends one again by itself after 3 s, and after 5 s a new producer finds out.
 ENDS = (
@@ -39,7 +44,7 @@ def commits_in_doubt(lab: Lab, size: Size) -> Outcome:
     recovery_s: list[float] = []
     late: list[int] = []
     wanted = done = 0
-    runs_of = {ONE_ENTITY: size.runs - size.runs // 2, TWO_ENTITIES: size.runs // 2}
+    runs_of = {DEFINITIONS: size.runs - size.runs // 2, TWO_ENTITIES: size.runs // 2}
     for definitions, runs in runs_of.items():
         if not runs:
             continue
@@ -47,7 +52,7 @@ def commits_in_doubt(lab: Lab, size: Size) -> Outcome:
             worker = scene.started()
             for number in range(runs):
                 kind, count = ENDS[number % len(ENDS)]
-                recovery_s.append(_doubt(scene, kind, count, size.events // size.runs))
+                recovery_s.append(_doubt(scene, worker, kind, count, size.events // size.runs))
                 wanted += kind == "hold_requests"
                 done += 1
                 lab.advance(done)
@@ -55,7 +60,7 @@ def commits_in_doubt(lab: Lab, size: Size) -> Outcome:
             verdicts.append(scene.verdict())
             assert scene.proxy is not None
             late += scene.proxy.late_answers
-            unknown = metrics["headrace_transactions_unknown_total"]
+            unknown = metrics[UNKNOWN]
             lab.say(f"{unknown:.0f} outcomes looked up; late requests were told {late}")
     fenced = sum(code in FENCED for code in late)
     met = fenced == len(late) >= wanted
@@ -63,11 +68,12 @@ def commits_in_doubt(lab: Lab, size: Size) -> Outcome:
     return Outcome.of(size.runs, verdicts, max(recovery_s), met=met, note=note)
 
 
-def _doubt(scene: Scene, kind: str, count: int, events: int) -> float:
+def _doubt(scene: Scene, worker: LiveWorker, kind: str, count: int, events: int) -> float:
     """Do it to the next commit; return how long nothing came out."""
     proxy = scene.proxy
     assert proxy is not None
     lost, late, looked_up = proxy.lost, len(proxy.late_answers), scene.reader.distinct
+    unknown = worker.metrics()[UNKNOWN]
     begin = Instant.now()
     setattr(proxy, kind, count)
     # The next transaction opens while what was kept back is still on its way.
@@ -79,7 +85,7 @@ def _doubt(scene: Scene, kind: str, count: int, events: int) -> float:
         reached = reader.wait(lambda: proxy.lost > lost, WAIT_S)
         # A new producer's first request comes only after the worker has given up on the commit.
         if count == ALL:
-            time.sleep(6.0)
+            worker.wait_for(UNKNOWN, unknown + 1, WAIT_S)
             setattr(proxy, kind, 0)
     if not reached:
         msg = f"{kind} must hit a commit; see {scene.folder}"
@@ -100,14 +106,14 @@ def slow(lab: Lab, size: Size) -> Outcome:
         begin_s = time.monotonic()
         while (passed_s := time.monotonic() - begin_s) < size.seconds:
             lab.advance(int(size.runs * passed_s / size.seconds))
-            time.sleep(0.5)
+            time.sleep(PROGRESS_S)
         alive = all(worker.process.poll() is None for worker in workers)
         lost = sum(worker.output().count("partitions_lost") for worker in workers)
         proxy.delay_s = proxy.jitter_s = proxy.stall_odds = 0.0
         since = Instant.now()
         scene.send(100)
         recovery_s = scene.recovery_s(since)
-        unknown = sum(w.metrics()["headrace_transactions_unknown_total"] for w in workers if alive)
+        unknown = sum(w.metrics()[UNKNOWN] for w in workers if alive)
         verdict = scene.verdict()
     note = (
         f"{size.seconds / 60:.1f} min; nobody was fenced"
@@ -127,7 +133,7 @@ def half_open(lab: Lab, size: Size) -> Outcome:
         scene.started()
         for number in range(size.runs):
             feed = scene.feed(size.events // size.runs, 5.0)
-            time.sleep(1.0)
+            scene.one_more()
             proxy.dead_before_s = time.monotonic()
             since = Instant.now()
             found = scene.recovery_s(since, WAIT_S * 2)
@@ -150,7 +156,7 @@ def slow_revoke(lab: Lab, size: Size) -> Outcome:
             through = {"HEADRACE__REDIS__URL": f"redis://127.0.0.1:{redis.port}"}
             first = scene.started(ordinal=0, environment=through)
             feed = scene.feed(size.events // size.runs, 15.0)
-            time.sleep(1.0)
+            scene.one_more()
             redis.silent = True
             begin_s = time.monotonic()
             second = scene.start(ordinal=1, environment=through)

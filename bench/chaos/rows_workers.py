@@ -8,7 +8,8 @@ import time
 from typing import TYPE_CHECKING
 
 from bench.chaos.rows import Outcome, Row, Size
-from bench.chaos.scene import ONE_ENTITY, TWO_ENTITIES, Instant, Scene, ended, wait, wait_said
+from bench.chaos.scene import Instant, Scene, ended, wait, wait_said
+from bench.live import DEFINITIONS, TWO_ENTITIES
 from bench.measure import BenchError
 from headrace.runtime import topics
 from headrace.runtime.dev.proxy import KafkaFaultProxy, Moment
@@ -48,7 +49,7 @@ def kill_one_after_the_other(lab: Lab, size: Size) -> Outcome:
     verdicts: list[Verdict] = []
     recovery_s: list[float] = []
     done = 0
-    kills_of = {ONE_ENTITY: size.runs - size.runs // 2, TWO_ENTITIES: size.runs // 2}
+    kills_of = {DEFINITIONS: size.runs - size.runs // 2, TWO_ENTITIES: size.runs // 2}
     for definitions, kills in kills_of.items():
         if not kills:
             continue

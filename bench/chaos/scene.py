@@ -14,7 +14,7 @@ from confluent_kafka import Producer
 
 from bench.chaos.reader import Reader
 from bench.chaos.verdict import judge, without_faults
-from bench.live import DEFINITIONS, LiveProject, LiveWorker, make_project
+from bench.live import DEFINITIONS, SHOP, LiveProject, LiveWorker, make_project
 from bench.measure import CLOCK, BenchError
 from headrace.runtime.dev.proxy import KafkaFaultProxy
 
@@ -28,36 +28,6 @@ START_MS = 1_750_000_000_000
 CUSTOMERS, SHOPS = 50, 20
 FEED_TICK_S = 0.01
 DRAIN_S, STOP_S, WAIT_S = 120.0, 60.0, 60.0
-SHOP: dict[str, object] = {"name": "shop", "type": "long"}
-ONE_ENTITY = DEFINITIONS
-TWO_ENTITIES = """
-import headrace as hr
-
-payments = hr.Source(
-    "payments",
-    key="customer_id",
-    event_time="event_time",
-    event_id="payment_id",
-    partitioner="murmur2",
-)
-customer, shop = hr.Entity("customer", key="customer_id"), hr.Entity("shop", key="shop")
-spending = hr.FeatureView(
-    "customer", entity=customer, source=payments, features=[hr.count(over="1h")]
-)
-takings = hr.FeatureView(
-    "shop",
-    entity=shop,
-    source=payments,
-    features=[hr.count(over="1h"), hr.sum("amount", over="1h")],
-)
-spend = hr.Pipeline(
-    "spend",
-    source=payments,
-    views=[spending, takings],
-    request={"amount": hr.col("amount")},
-    alignment="0s",
-)
-"""
 
 #: Commits and checkpoints come often, so that faults fall before, between and into them.
 COMMIT_INTERVAL_MS, CHECKPOINT_INTERVAL = 20, "1s"
@@ -107,7 +77,7 @@ class Scene:
         lab: Lab,
         name: str,
         *,
-        definitions: str = ONE_ENTITY,
+        definitions: str = DEFINITIONS,
         stream: Mapping[str, object] | None = None,
         settings: Mapping[str, object] | None = None,
         partitions: int = 4,
@@ -119,7 +89,7 @@ class Scene:
         Args:
             lab: The row's.
             name: Of letters and digits; a row's scenes have different ones.
-            definitions: ``ONE_ENTITY``, ``TWO_ENTITIES``, or others with a ``payments`` source.
+            definitions: ``DEFINITIONS``, ``TWO_ENTITIES``, or others with a ``payments`` source.
             stream: Settings of the section ``stream``, beside exactly-once.
             settings: Other sections, by name.
             partitions: Of every topic.

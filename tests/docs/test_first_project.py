@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from pages import shell_blocks, typed
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 EXPECTED = (
     "visitor__count_5m",  # plan, online and history name the features
@@ -25,22 +25,8 @@ EXPECTED = (
 
 @pytest.mark.timeout(420)
 def test_a_newcomer_can_type_the_tutorial(repository: Path, tmp_path: Path) -> None:
-    page = (repository / "docs" / "first-project.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"^```sh\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
-    # `down` also runs when a step before it fails, so that no broker is left behind.
-    script = 'set -em\ntrap "headrace down >/dev/null 2>&1" EXIT\n' + "".join(blocks)
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    page = repository / "docs" / "first-project.md"
 
-    done = subprocess.run(
-        ["/bin/bash", "-c", script],
-        cwd=tmp_path,
-        env={**os.environ, "PATH": path, "COLUMNS": "160", "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    said = typed(shell_blocks(page), tmp_path, 400)
 
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-4000:]
     assert [word for word in EXPECTED if word not in said] == []

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from pages import typed
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _BLOCK = re.compile(r"^```(sh|python (\w+\.py))\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Also when a step fails nothing is left behind.
@@ -37,22 +38,6 @@ def script(page: Path) -> str:
             parts.append(f"cat > {name} <<'END_OF_PROGRAM'\n{body}END_OF_PROGRAM\n")
     assert parts, page
     return "".join(parts)
-
-
-def typed(text: str, folder: Path, timeout_s: float) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        ["/bin/bash", "-c", text],
-        cwd=folder,
-        env={**os.environ, "PATH": path, "COLUMNS": "160", "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said[-4000:]
-    return said
 
 
 @pytest.mark.timeout(300)

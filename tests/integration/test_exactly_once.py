@@ -13,7 +13,7 @@ from collections import defaultdict
 import numpy as np
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from live import LiveWorker, make_project, payments
+from live import SHOP, TWO_ENTITIES, LiveWorker, make_project, payments
 
 from headrace.runtime import topics
 from headrace.runtime.dev.proxy import KafkaFaultProxy
@@ -24,35 +24,6 @@ START_MS = 1_750_000_000_000
 SETTINGS = "stream:\n  guarantee: exactly_once\n  commit_interval_ms: 20\n"
 REPLAYED = "headrace_replayed_total"
 KILLS = int(os.environ.get("KILLS", "5"))
-SHOP = {"name": "shop", "type": "long"}
-TWO_ENTITIES = """
-import headrace as hr
-
-payments = hr.Source(
-    "payments",
-    key="customer_id",
-    event_time="event_time",
-    event_id="payment_id",
-    partitioner="murmur2",
-)
-customer, shop = hr.Entity("customer", key="customer_id"), hr.Entity("shop", key="shop")
-spending = hr.FeatureView(
-    "customer", entity=customer, source=payments, features=[hr.count(over="1h")]
-)
-takings = hr.FeatureView(
-    "shop",
-    entity=shop,
-    source=payments,
-    features=[hr.count(over="1h"), hr.sum("amount", over="1h")],
-)
-spend = hr.Pipeline(
-    "spend",
-    source=payments,
-    views=[spending, takings],
-    request={"amount": hr.col("amount")},
-    alignment="0s",
-)
-"""
 
 
 @pytest.fixture

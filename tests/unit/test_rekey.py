@@ -191,6 +191,25 @@ def test_an_abort_forgets_what_was_told():
     assert sender.send(None, None, 4, 10_000, at_end=True) == []
 
 
+def test_after_an_abort_an_end_is_said_again_to_all_however_lately_it_was_told():
+    hop = hop_to(two_stages(partitions=2), 1, 1)
+    sender = LaneSender(hop, 0)
+    sender.send(None, None, 4, 10_000, at_end=True)
+    assert sender.say_again(4, 10_000) == []
+    sender.say_again(4, 10_000)
+    sender.begin()
+    sender.abort()
+
+    assert sorted(notes(sender.say_again(4, 10_000))) == [0, 1]
+
+    sender.send(None, None, 5, 20_000, at_end=False, opening=True)
+    sender.send(None, None, 6, 20_000, at_end=True)
+    sender.begin()
+    sender.abort()
+    # Told before the transaction, which may have lasted long.
+    assert sorted(notes(sender.say_again(6, 20_000))) == [0, 1]
+
+
 def test_cut_rows_stay_whole_and_below_the_limit():
     batch = pa.RecordBatch.from_pydict({"text": ["x" * (10 + i * 7 % 90) for i in range(500)]})
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from headrace.runtime.dev.stack import Endpoints
 
 READY_TIMEOUT_S = 300.0
+POLL_S = 0.1
 START_MS = 1_750_000_000_000
 DEFINITIONS = """
 import headrace as hr
@@ -116,6 +117,6 @@ def compile_kernels(project: Project, work: Path) -> None:
             if process.poll() is not None or time.monotonic() > deadline_s:
                 message = f"the worker must get ready within {READY_TIMEOUT_S:g} s; see {log}"
                 raise BenchError(message)
-            time.sleep(0.1)
+            time.sleep(POLL_S)
     finally:
         stop_process(process)
