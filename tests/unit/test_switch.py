@@ -46,6 +46,12 @@ def taken(note, offset=5, counts=4, partition=0):
     return one, group.notes[0]
 
 
+@pytest.mark.parametrize(("unread", "held"), [(0, 3), (2, 0), (2, 3)])
+def test_a_topic_with_rows_that_nobody_has_scored_is_not_finished(unread, held):
+    assert not LeftTopic("p.rekey.a.1", unread, held).is_finished
+    assert LeftTopic("p.rekey.a.1", 0, 0).is_finished
+
+
 # --- What is committed ----------------------------------------------------------------------------
 
 
