@@ -146,23 +146,37 @@ def _metadata(client: AdminClient, timeout_s: float = _TIMEOUT_S) -> Any:
 
 
 def _create(client: AdminClient, specs: list[TopicSpec]) -> None:
-    topics = [
-        NewTopic(
+    left = {
+        spec.name: NewTopic(
             spec.name,
             num_partitions=spec.partitions,
             replication_factor=spec.replication,
             config=dict(spec.config),
         )
         for spec in specs
-    ]
-    for name, future in client.create_topics(topics, operation_timeout=_TIMEOUT_S).items():
-        try:
-            future.result()
-        except KafkaException as error:
-            # Another apply may have been a moment earlier: the look at its shape follows.
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                message = f"topic {name} must be creatable; {error.args[0].str()}"
-                raise TopicError(message) from error
+    }
+    # Twice: until its session ends, a node that has died may be named as the controller, and the
+    # client waits for it.
+    for is_last in (False, True):
+        asked = client.create_topics(
+            list(left.values()), operation_timeout=_TIMEOUT_S, request_timeout=2 * _TIMEOUT_S
+        )
+        for name, future in asked.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                code = error.args[0].code()
+                if code == KafkaError._TIMED_OUT and not is_last:
+                    continue
+                # Another apply may have been a moment earlier: the look at its shape follows.
+                if code != KafkaError.TOPIC_ALREADY_EXISTS:
+                    message = f"topic {name} must be creatable; {error.args[0].str()}"
+                    raise TopicError(message) from error
+            del left[name]
+        if not left:
+            return
+        # Now the client learns who it is.
+        _metadata(client)
 
 
 def _wait_visible(client: AdminClient, partitions: Mapping[str, int]) -> None:

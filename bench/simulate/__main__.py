@@ -21,7 +21,6 @@ SEEDS = 1000
 def main(arguments: Sequence[str]) -> int:
     """Run what the command line says and return the exit code: 1 where something was found."""
     options = _options(arguments)
-    quiet()
     if options.mutations:
         return _mutations()
     if options.seed is not None:
@@ -78,4 +77,5 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
+    quiet()
     sys.exit(main(sys.argv[1:]))
