@@ -188,7 +188,7 @@ class Partition:
 
     def restored(self, root: Path) -> DirectStageProcessor:
         """Return a processor from the newest checkpoint."""
-        found = restore(root, self.place, 0, self.offset, self.make)
+        found = restore(root, self.place, lambda _manifest: None, 0, self.make)
         if found.manifest is None:
             msg = f"partition {self.number} has no checkpoint in {root}"
             raise BenchError(msg)

@@ -106,6 +106,11 @@ def group(project: str, pipeline: str) -> str:
     return f"{project}.{pipeline}"
 
 
+def preparing(group: str) -> str:
+    """Return the group of those who make states ready for a group's workers."""
+    return f"{group}.prepare"
+
+
 def topic_specs(
     project: str,
     source_topics: Iterable[str],

@@ -14,7 +14,7 @@ from headrace.streams.batch import Forget, Keep
 from headrace.streams.checkpoint_files import CheckpointFolder, Place
 from headrace.streams.checkpoint_writer import Capture
 from headrace.streams.companions import Companion
-from headrace.streams.restore import restore
+from headrace.streams.restore import Lineage, restore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -65,11 +65,13 @@ class CheckpointFeed(Companion):
         clock: Clock,
         interval_ms: int,
         watcher: CheckpointWatcher,
+        lineage: Lineage | None = None,
     ) -> None:
         """Keep each partition of ``group`` about every ``interval_ms``, below ``root``.
 
         ``plan`` is the plan's fingerprint.
         """
+        self._lineage = lineage or Lineage()
         self._root = root
         self._group = group
         self._plan = plan
@@ -96,9 +98,17 @@ class CheckpointFeed(Companion):
         """
         started_ms = self._clock.monotonic_ms()
         low, committed = owned.next_offset, owned.committed_offset
-        restored = restore(self._root, self.place(owned), low, committed, make)
+        restored = restore(
+            self._root,
+            self.place(owned),
+            lambda manifest: self._lineage.usable(manifest, self.place(owned), owned),
+            low,
+            make,
+        )
         if restored.manifest is not None:
             manifest = restored.manifest
+            if owned.is_fresh:
+                owned.emit_from = restored.offset
             owned.next_offset = owned.done_offset = restored.offset
             owned.checkpoint = str(restored.offset)
             self._restored[owned.topic, owned.partition] = manifest
@@ -152,9 +162,22 @@ class CheckpointFeed(Companion):
         for kept in self._kept.values():
             if kept.capture is None and now_ms >= kept.next_ms:
                 kept.next_ms = now_ms + self._interval_ms
-                if kept.owned.next_offset > kept.offset or kept.erased:
+                if self._has_moved(kept):
                     return [self._begin(kept)]
         return []
+
+    @staticmethod
+    def _has_moved(kept: _Kept) -> bool:
+        # What is still to be sent on lies below: nobody could go on from here.
+        return not kept.owned.unsent and (kept.owned.next_offset > kept.offset or kept.erased)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was read is kept."""
+        for kept in self._kept.values():
+            self._look_after(kept)
+        kept_all = self._kept.values()
+        return not any(one.capture is not None or self._has_moved(one) for one in kept_all)
 
     def settled(self, item: EventBatch | Look | Forget | Keep, outputs: Outputs) -> None:
         """Take a slice; a key that was forgotten ends the capture that still has it."""
@@ -200,6 +223,8 @@ class CheckpointFeed(Companion):
             whole,
             () if whole else kept.chain,
             alone=kept.erased,
+            sends=self._lineage.named(kept.owned.sends_to),
+            follows=self._lineage.follows,
         )
         kept.ended = kept.posted = kept.erased = False
         keep = self._ask(kept, opens=True)

@@ -62,7 +62,9 @@ class Manifest:
     """A checkpoint: the state at ``offset``, the next one of the input to read.
 
     ``files`` are the small parts, then the base and the segments over it, oldest first.
-    ``created`` is information only.
+    ``created`` is information only. ``sends`` names the re-key topics, each as ``topic@id``, that
+    hold all that comes from below the offset. ``follows``: of a state that was made ready beside
+    workers of other definitions, what those had committed of each ``topic[partition]``.
     """
 
     plan: str
@@ -75,6 +77,8 @@ class Manifest:
     files: tuple[DataFile, ...]
     created: str = ""
     format: int = FORMAT
+    sends: tuple[str, ...] = ()
+    follows: dict[str, int] | None = None
 
     @property
     def name(self) -> str:
@@ -111,7 +115,8 @@ def load_manifest(data: bytes, where: str) -> Manifest:
             message = explain("a manifest", f"be whole and of format {FORMAT}", told, where)
             raise CheckpointError(message)
         files = tuple(DataFile(**file) for file in content.pop("files"))
-        return Manifest(files=files, **content)
+        sends = tuple(content.pop("sends", ()))
+        return Manifest(files=files, sends=sends, **content)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         message = explain("a manifest", "be JSON of its fields", data[:40], where)
         raise CheckpointError(message) from error

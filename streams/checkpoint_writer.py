@@ -55,6 +55,8 @@ class Capture:
     whole: bool
     chain: tuple[DataFile, ...]
     alone: bool = False
+    sends: tuple[str, ...] = ()
+    follows: dict[str, int] | None = None
     manifest: Manifest | None = None
     failed: bool = False
     parts: dict[str, Any] = field(default_factory=dict)
@@ -150,6 +152,8 @@ class CheckpointWriter:
             key_count=capture.key_count,
             files=(parts, *capture.chain, *slots),
             created=created.isoformat(timespec="seconds"),
+            sends=capture.sends,
+            follows=capture.follows,
         )
         folder = CheckpointFolder(place.folder(self._root))
         try:

@@ -45,6 +45,11 @@ class Companion:
     def settled(self, item: Item, outputs: Outputs) -> None:
         """Take what an item caused, after it was sent."""
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing left to do until more is read."""
+        return True
+
     def committed(self) -> None:
         """Take note that the partitions' committed offsets have moved."""
 

@@ -88,6 +88,7 @@ class ProcessorContext:
         engine: Which build computes; written into the predictions.
         exit: Takes the events of a (stage index, partition) in place of the plan's own way on.
         online: By index of the stage, what it serves online; nothing by default.
+        scores: Whether rows that are not silent are scored; else there must be none.
 
     """
 
@@ -102,3 +103,4 @@ class ProcessorContext:
     engine: str | None = None
     exit: Callable[[int, int], Exit] | None = None
     online: Mapping[int, OnlineEntity] = field(default_factory=dict)
+    scores: bool = True

@@ -83,19 +83,31 @@ def left_topics(client: Mapping[str, Any], plan: PipelinePlan) -> list[LeftTopic
 def _looked_at(
     client: Mapping[str, Any], plan: PipelinePlan, counts: Mapping[str, int]
 ) -> list[LeftTopic]:
-    places = [(name, partition) for name, count in counts.items() for partition in range(count)]
-    if not places:
+    if not counts:
         return []
-    known = committed(client, topics.group(plan.project, plan.name), places)
-    unread = _unread(client, {place: known[place].offset for place in places})
+    known = _committed_of(client, plan, counts)
+    sources = _committed_of(
+        client, plan, partition_counts(admin(client), [source.topic for source in plan.sources])
+    )
+    sent = {name for one in sources.values() if one.note for name in one.note.sent.split()}
+    # Nobody has worked with others: what lies in them was prepared, and is scored elsewhere.
+    used = {name for (name, _), one in known.items() if one.offset >= 0} | sent
+    unread = _unread(client, {at: one.offset for at, one in known.items() if at[0] in used})
     return [
         LeftTopic(
             name,
-            sum(unread[name, partition] for partition in range(count)),
+            sum(unread.get((name, partition), 0) for partition in range(count)),
             sum(_held(known[name, partition]) for partition in range(count)),
         )
         for name, count in sorted(counts.items())
     ]
+
+
+def _committed_of(
+    client: Mapping[str, Any], plan: PipelinePlan, counts: Mapping[str, int]
+) -> dict[Place, Committed]:
+    places = [(name, partition) for name, count in counts.items() for partition in range(count)]
+    return committed(client, topics.group(plan.project, plan.name), places)
 
 
 def _left(client: Mapping[str, Any], plan: PipelinePlan) -> dict[str, int]:
@@ -201,10 +213,8 @@ def outlook(client: Mapping[str, Any], plan: PipelinePlan) -> Outlook:
 
     """
     sources = [source.topic for source in plan.sources]
-    counts = partition_counts(admin(client), sources)
-    places = [(topic, partition) for topic, count in counts.items() for partition in range(count)]
-    known = committed(client, topics.group(plan.project, plan.name), places)
-    lows = first_offsets(client, places)
+    known = _committed_of(client, plan, partition_counts(admin(client), sources))
+    lows = first_offsets(client, known)
     replayed = dropped = 0
     for place, one in known.items():
         if one.offset > 0:
@@ -297,8 +307,7 @@ def check_partition_counts(client: Mapping[str, Any], plan: PipelinePlan) -> Non
     """
     sources = [source.topic for source in plan.sources]
     counts = partition_counts(admin(client), sources)
-    places = [(topic, partition) for topic, count in counts.items() for partition in range(count)]
-    known = committed(client, topics.group(plan.project, plan.name), places)
+    known = _committed_of(client, plan, counts)
     feeds = feeds_of(plan)
     direct = {stage.topic for stage in plan.stages if stage.direct}
     for (topic, _), one in known.items():

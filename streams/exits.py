@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
+from headrace.runtime.errors import explain
+from headrace.streams.errors import CutOverError
 from headrace.streams.outputs import OutputWriter
 from headrace.streams.rekey import LaneSender, hop_to
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from headrace.streams.batch import Outputs
     from headrace.streams.context import ProcessorContext
     from headrace.streams.rekey import StreamRows
+
+
+START_HINT = "there is nothing left to prepare: the worker reads the log itself"
 
 
 class Onward(NamedTuple):
@@ -111,6 +116,26 @@ class ScoreExit:
         """Do nothing."""
 
 
+class SilentExit(ScoreExit):
+    """Takes rows that others have scored, and scores none."""
+
+    def __init__(self) -> None:
+        """Write nothing."""
+
+    def write(self, onward: Onward, outputs: Outputs) -> None:
+        """See that all rows are silent.
+
+        Raises:
+            CutOverError: If not: workers of these definitions have begun to score.
+
+        """
+        del outputs
+        if onward.rows is not None and not onward.rows.silent.all():
+            rule = "be made ready before a worker of theirs starts"
+            got = "a row that such a worker has sent"
+            raise CutOverError(explain("new definitions", rule, got, "a re-key topic", START_HINT))
+
+
 def exit_of(
     plan: PipelinePlan, stage_index: int, partition: int, context: ProcessorContext
 ) -> Exit:
@@ -118,6 +143,8 @@ def exit_of(
     if context.exit is not None:
         return context.exit(stage_index, partition)
     following = stage_index + 1
+    if following == len(plan.stages) and not context.scores:
+        return SilentExit()
     if following == len(plan.stages):
         return ScoreExit(OutputWriter(plan, context))
     inputs = plan.stages[following].inputs

@@ -6,7 +6,7 @@ import gc
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, TypeVar
 
@@ -29,18 +29,20 @@ from headrace.streams.app import StreamApp, build_app, run
 from headrace.streams.checkpoint_feed import CheckpointFeed
 from headrace.streams.checkpoint_writer import CheckpointWriter
 from headrace.streams.context import ProcessorContext
-from headrace.streams.cutover import check_cut_over
+from headrace.streams.cutover import check_cut_over, check_partition_counts
 from headrace.streams.deployments import DeploymentFollower, LiveModels
 from headrace.streams.environment import HINT, Environment, open_environment
 from headrace.streams.erasure_feed import ErasureFeed, ErasureLog
-from headrace.streams.errors import NotAppliedError
+from headrace.streams.errors import CheckpointError, NotAppliedError
 from headrace.streams.flow import feeds_of
 from headrace.streams.handover import TICKETS_MAX
 from headrace.streams.identity import WorkerIdentity, identify
 from headrace.streams.online import TIMEOUT_S, OnlineWriter
 from headrace.streams.online_feed import OnlineFeed
 from headrace.streams.partition_watch import PartitionWatch
+from headrace.streams.preparing import follow
 from headrace.streams.processors import build, input_topics
+from headrace.streams.restore import Lineage
 from headrace.streams.source import Source
 from headrace.streams.source_options import Route, SourceOptions
 from headrace.streams.telemetry import Telemetry
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from headrace.runtime.clock import Clock
     from headrace.streams.companions import Companion, Restorer
     from headrace.streams.positions import Mismatch
+    from headrace.streams.preparing import Followed
     from headrace.streams.tickets import Ticket
 
 log = get_logger(__name__)
@@ -64,6 +67,8 @@ Answer = TypeVar("Answer")
 
 MODELS_WAIT_S = 60.0
 START_WAIT_S_MAX = 10.0
+# Who prepares ends when all is kept: then it should not take long.
+PREPARED_INTERVAL_MS = 2_000
 # The source's and the worker's thread hand over to each other many times a second; the default of
 # 5 ms is how long one waits for the other's pure Python.
 SWITCH_INTERVAL_S = 0.0005
@@ -78,10 +83,13 @@ class WorkerOptions:
     metrics_port: int | None = None
     mismatch: Mismatch = "stop"
     drain: bool = False
+    prepare: bool = False
 
 
 def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None]) -> int:
     """Run a worker until it is stopped and return the process's exit code.
+
+    One that drains or prepares ends by itself.
 
     Args:
         folder: The project's folder.
@@ -95,18 +103,18 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
     environment = open_environment(folder)
     plan = environment.pipeline(options.pipeline)
     models = LiveModels()
-    identity = _identity(environment, plan)
-    _patiently(lambda: check_cut_over(environment.client, plan))
-    context = _patiently(lambda: _context(environment, plan, models, drain=options.drain))
+    group = topics.group(plan.project, plan.name)
+    # Who prepares is no worker of the pipeline: those go on beside it.
+    group = topics.preparing(group) if options.prepare else group
+    identity = _identity(environment, group)
+    _patiently(lambda: _check(environment, plan, options))
+    context = _patiently(lambda: _context(environment, plan, models, options))
+    followed = _patiently(lambda: _followed(environment, plan, context))
     registry = CollectorRegistry()
     url = ""
 
     def ready(partitions: int) -> None:
-        group = topics.group(plan.project, plan.name)
         say(f"worker ready: pipeline {plan.name}, group {group}, {partitions} partitions{url}")
-
-    def drained() -> None:
-        say(f"drained: pipeline {plan.name}, all that its sources held is scored and committed")
 
     clock = SystemClock()
     telemetry = Telemetry(registry, plan.name, clock, ready)
@@ -126,7 +134,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         if not follower.wait_until_caught_up(MODELS_WAIT_S):
             log.warning("deployments_not_read_yet", waited_s=MODELS_WAIT_S)
         schema_ids = _patiently(lambda: _schema_ids(environment, plan))
-        scored = warm_up(plan, context, schema_ids, clock.now_ms())
+        scored = warm_up(plan, replace(context, scores=True), schema_ids, clock.now_ms())
         log.info("warmed_up", scored=scored)
         _tune_interpreter()
         online = None
@@ -134,7 +142,8 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
             writer.start()
             online = OnlineFeed(plan, context.online, writer, clock)
         erasures = _patiently(lambda: _erasures(environment, plan, context, online))
-        keeper, checkpoints = _checkpoints(environment, plan, telemetry, clock)
+        lineage = _lineage(context, followed, options)
+        keeper, checkpoints = _checkpoints(environment, plan, telemetry, clock, lineage)
         watch = PartitionWatch(environment.client, _source_counts(plan, context))
         companions = [one for one in (online, erasures, checkpoints, watch) if one is not None]
         worker = None if identity is None else identity.name
@@ -147,7 +156,9 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
             companions,
             worker,
             checkpoints,
-            drained,
+            group,
+            followed,
+            lambda: say(_last_words(plan, followed, options)),
         )
         return _run(app, keeper, watch)
     finally:
@@ -161,6 +172,20 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
             health.close()
 
 
+def _check(environment: Environment, plan: PipelinePlan, options: WorkerOptions) -> None:
+    if options.prepare:
+        check_partition_counts(environment.client, plan)
+    else:
+        check_cut_over(environment.client, plan)
+
+
+def _last_words(plan: PipelinePlan, followed: Followed, options: WorkerOptions) -> str:
+    if options.prepare:
+        rows = sum(followed.sources().values())
+        return f"prepared: pipeline {plan.name}, the state of {rows} rows is kept for its workers"
+    return f"drained: pipeline {plan.name}, all that its sources held is scored and committed"
+
+
 def _run(app: StreamApp, keeper: CheckpointWriter | None, watch: PartitionWatch) -> int:
     watch.start()
     try:
@@ -171,12 +196,11 @@ def _run(app: StreamApp, keeper: CheckpointWriter | None, watch: PartitionWatch)
             keeper.stop()
 
 
-def _identity(environment: Environment, plan: PipelinePlan) -> WorkerIdentity | None:
-    """Return which of the pipeline's workers this is; None where it does not matter."""
+def _identity(environment: Environment, group: str) -> WorkerIdentity | None:
+    """Return which of a group's workers this is; None where it does not matter."""
     settings = environment.project.settings
     if settings.stream.guarantee == "at_least_once":
         return None
-    group = topics.group(plan.project, plan.name)
     identity = identify(settings.state_folder / "workers", group, settings.stream.ordinal)
     log.info("worker_identified", transactional_id=identity.name)
     return identity
@@ -210,11 +234,20 @@ def _erasures(
 
 
 def _checkpoints(
-    environment: Environment, plan: PipelinePlan, telemetry: Telemetry, clock: Clock
+    environment: Environment,
+    plan: PipelinePlan,
+    telemetry: Telemetry,
+    clock: Clock,
+    lineage: Lineage,
 ) -> tuple[CheckpointWriter | None, CheckpointFeed | None]:
     """Return who writes checkpoints, already at work, and who says when; None if nobody does."""
     settings = environment.project.settings
     given = settings.stream.checkpoints
+    prepares = lineage.follows is not None
+    if not given.enabled and prepares:
+        hint = "set stream.checkpoints.enabled"
+        rule = "be on where states are prepared, since they are what is prepared"
+        raise CheckpointError(explain("checkpoints", rule, "false", "headrace.yaml", hint))
     if not given.enabled:
         return None, None
     root = given.folder or settings.state_folder / "checkpoints"
@@ -226,10 +259,27 @@ def _checkpoints(
         plan.fingerprint,
         writer,
         clock,
-        duration_ms(given.interval),
+        PREPARED_INTERVAL_MS if prepares else duration_ms(given.interval),
         telemetry.checkpoints,
+        lineage,
     )
     return writer, feed
+
+
+def _lineage(context: ProcessorContext, followed: Followed, options: WorkerOptions) -> Lineage:
+    sources = followed.sources()
+    return Lineage(context.topic_ids, sources, sources if options.prepare else None)
+
+
+def _followed(environment: Environment, plan: PipelinePlan, context: ProcessorContext) -> Followed:
+    """Return what the pipeline's group has committed of what the plan reads."""
+    places = [
+        (topic, partition)
+        for topic in input_topics(plan)
+        for partition in range(context.partition_counts[topic])
+    ]
+    relays = frozenset(input_topics(plan)) - frozenset(_sources(plan))
+    return follow(environment.client, topics.group(plan.project, plan.name), places, relays)
 
 
 def _patiently(ask: Callable[[], Answer]) -> Answer:
@@ -245,7 +295,7 @@ def _patiently(ask: Callable[[], Answer]) -> Answer:
 
 
 def _context(
-    environment: Environment, plan: PipelinePlan, models: LiveModels, *, drain: bool
+    environment: Environment, plan: PipelinePlan, models: LiveModels, options: WorkerOptions
 ) -> ProcessorContext:
     inputs = input_topics(plan)
     predictions, snapshots = topics.predictions(plan.name), topics.snapshots(plan.name)
@@ -264,7 +314,7 @@ def _context(
 
     def encoder(topic: str) -> RecordEncoder:
         schema_id, schema = environment.registered(topic)
-        if drain:
+        if options.drain or options.prepare:
             # Others may be the newest by now; the same schema keeps its id.
             schema = expected[topic]
             schema_id = environment.registry.register(f"{topic}-value", schema)
@@ -284,7 +334,8 @@ def _context(
         max_record_bytes=environment.project.settings.stream.max_record_bytes,
         app_version=version("headrace"),
         engine=engine_version(),
-        online=_online(environment, plan),
+        online={} if options.prepare else _online(environment, plan),
+        scores=not options.prepare,
     )
 
 
@@ -315,6 +366,8 @@ def _app(
     companions: Sequence[Companion],
     worker: str | None,
     restorer: Restorer | None,
+    group: str,
+    followed: Followed,
     drained: Callable[[], None],
 ) -> StreamApp:
     settings = environment.project.settings.stream
@@ -324,7 +377,7 @@ def _app(
         for rank, topic in enumerate(input_topics(plan))
     }
     source_options = SourceOptions(
-        group=topics.group(plan.project, plan.name),
+        group=group,
         routes=routes,
         topic_ids=context.topic_ids,
         consumer=environment.client,
@@ -336,7 +389,8 @@ def _app(
         worker=worker,
         feeds=feeds_of(plan),
         partition_counts=context.partition_counts,
-        drained=drained if options.drain else None,
+        drained=drained if options.drain or options.prepare else None,
+        followed=followed if options.prepare else None,
     )
     table = ProcessorTable(undoes=worker is not None)
 
@@ -352,8 +406,7 @@ def _app(
         )
 
     kinds = sorted({route.kind for route in routes.values()})
-    name = f"headrace.{topics.group(plan.project, plan.name)}"
-    return build_app(name, kinds, table, start_source, TICKETS_MAX + len(kinds))
+    return build_app(f"headrace.{group}", kinds, table, start_source, TICKETS_MAX + len(kinds))
 
 
 def _health(

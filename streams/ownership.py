@@ -150,9 +150,7 @@ class Ownership:
             restored: list[OwnedPartition] = []
             at_once: list[OwnedPartition] = []
             for one in started:
-                # What was not sent on yet must be read again, whatever was kept.
-                kept = not one.unsent and self._restorer.wanted(one)
-                (restored if kept else at_once).append(one)
+                (restored if self._restorer.wanted(one) else at_once).append(one)
             for one in at_once:
                 refuse_lost_history(one, self._options.mismatch)
                 self._settle_in(one, self._build(one.topic, one.partition))
@@ -190,14 +188,22 @@ class Ownership:
             options.mismatch,
             options.feeds,
             options.partition_counts,
+            options.followed,
         )
         for owned in started:
-            if options.drained is not None and owned.topic not in self._relays:
-                owned.stop_offset = owned.high_offset
+            self._stop_at(owned)
         self._owned |= {(owned.topic, owned.partition): owned for owned in started}
         if options.worker is not None:
             claim(self._consumer, started, options.worker)
         return started
+
+    def _stop_at(self, owned: OwnedPartition) -> None:
+        """Say where reading a partition ends, if it does."""
+        followed, is_relay = self._options.followed, owned.topic in self._relays
+        if followed is not None and (not is_relay or followed.knows(owned.topic, owned.partition)):
+            owned.stop_offset = owned.high_offset = owned.emit_from
+        elif self._options.drained is not None and not is_relay:
+            owned.stop_offset = owned.high_offset
 
     def _settle_in(self, owned: OwnedPartition, processor: Processor) -> None:
         """Let a processor own the partition from where it stands on."""

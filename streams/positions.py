@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from headrace.streams.clients import ConsumerClient
+    from headrace.streams.preparing import Followed
 
 log = get_logger(__name__)
 
@@ -42,7 +43,8 @@ class OwnedPartition:
     ``partitions`` is how many the topic has. ``sends_to`` are the re-key topics that its rows go
     on into; ``unsent`` those of them that lack the rows below ``emit_from``, since other
     definitions were at work then. ``held`` counts the rows that its stage holds back.
-    ``stop_offset`` is where reading ends; None: nowhere.
+    ``stop_offset`` is where reading ends; None: nowhere. ``is_fresh``: the group has committed
+    nothing of it yet.
     """
 
     topic: str
@@ -64,6 +66,7 @@ class OwnedPartition:
     unsent: frozenset[str] = frozenset()
     held: int = 0
     stop_offset: int | None = None
+    is_fresh: bool = False
 
     @property
     def replay_rows(self) -> int:
@@ -116,10 +119,12 @@ def own(
     mismatch: Mismatch,
     feeds: Mapping[str, frozenset[str]],
     partition_counts: Mapping[str, int],
+    followed: Followed | None = None,
 ) -> list[OwnedPartition]:
     """Return the start of each newly assigned partition: offset 0, silent up to what is committed.
 
-    Without checkpoints the state is rebuilt from the beginning of the log.
+    Without checkpoints the state is rebuilt from the beginning of the log. Who follows other
+    workers reads up to what they have committed.
 
     Raises:
         PositionError: If a committed offset belongs to another topic of the same name, or lies
@@ -128,7 +133,8 @@ def own(
 
     """
     owned = []
-    for committed in consumer.committed(partitions, timeout=BROKER_TIMEOUT_S):
+    known = consumer.committed(partitions, timeout=BROKER_TIMEOUT_S)
+    for committed in known if followed is None else map(followed.position, known):
         marks = consumer.get_watermark_offsets(committed, timeout=BROKER_TIMEOUT_S)
         assert marks is not None, "only a cached answer may be missing"
         low, high = marks
@@ -161,6 +167,7 @@ def own(
                 partitions=count,
                 sends_to=sends_to,
                 held=0 if note is None else note.held,
+                is_fresh=committed.offset < 0,
                 unsent=frozenset() if fault is not None or not offset else sends_to - sent,
             )
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from headrace.runtime.logging import get_logger
@@ -10,11 +10,12 @@ from headrace.streams.checkpoint_files import CheckpointFolder, Manifest, Place
 from headrace.streams.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
     from headrace.streams.batch import Processor
     from headrace.streams.keeping import Restorable
+    from headrace.streams.positions import OwnedPartition
 
 log = get_logger(__name__)
 
@@ -28,19 +29,45 @@ class Restored:
     manifest: Manifest | None
 
 
-def usable(manifest: Manifest, place: Place, low: int, committed: int) -> str | None:
-    """Say why a manifest cannot be used for ``place``; None if it can."""
-    if manifest.plan != place.plan:
-        return f"it is of plan {manifest.plan}"
-    if manifest.topic_id != place.topic_id:
-        return f"it is of topic id {manifest.topic_id}"
-    if not low <= manifest.offset <= committed:
-        return f"offset {manifest.offset} is not between {low} and {committed}"
-    return None
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What a state has to do with topics other than its own.
+
+    ``topic_ids`` are Kafka's own ids. ``committed`` is what the group has committed of each
+    ``topic[partition]`` of the sources; ``follows`` the same, of who prepares states for it.
+    """
+
+    topic_ids: Mapping[str, str] = field(default_factory=dict)
+    committed: Mapping[str, int] = field(default_factory=dict)
+    follows: dict[str, int] | None = None
+
+    def named(self, topics: Collection[str]) -> tuple[str, ...]:
+        """Return topics as manifests name them."""
+        return tuple(f"{topic}@{self.topic_ids.get(topic, '')}" for topic in sorted(topics))
+
+    def usable(self, manifest: Manifest, place: Place, owned: OwnedPartition) -> str | None:
+        """Say why a manifest cannot be used for a partition; None if it can."""
+        if manifest.plan != place.plan:
+            return f"it is of plan {manifest.plan}"
+        if manifest.topic_id != place.topic_id:
+            return f"it is of topic id {manifest.topic_id}"
+        low, high = owned.next_offset, owned.committed_offset
+        if owned.is_fresh and manifest.follows is not None:
+            high = owned.high_offset
+            if any(self.committed.get(name, -1) < at for name, at in manifest.follows.items()):
+                return "it was prepared for more than the group has read"
+        if not low <= manifest.offset <= high:
+            return f"offset {manifest.offset} is not between {low} and {high}"
+        lacking = set(self.named(owned.unsent)) - set(manifest.sends)
+        return f"{sorted(lacking)} lack what came before" if lacking else None
 
 
 def restore(
-    root: Path, place: Place, low: int, committed: int, make: Callable[[], Processor]
+    root: Path,
+    place: Place,
+    usable: Callable[[Manifest], str | None],
+    low: int,
+    make: Callable[[], Processor],
 ) -> Restored:
     """Return a processor as it was at the newest usable checkpoint, or an empty one.
 
@@ -49,8 +76,8 @@ def restore(
     Args:
         root: The folder of all checkpoints.
         place: Whose.
-        low: The oldest offset that the log still holds.
-        committed: The group's offset; what was kept beyond it may have been undone.
+        usable: Says why a manifest cannot be used; None if it can.
+        low: Where an empty one begins: the oldest offset that the log still holds.
         make: Makes an empty processor.
 
     """
@@ -58,7 +85,7 @@ def restore(
     for name in folder.names():
         try:
             manifest = folder.load(name)
-            reason = usable(manifest, place, low, committed)
+            reason = usable(manifest)
             if reason is not None:
                 log.info("checkpoint_not_used", manifest=name, reason=reason)
                 continue

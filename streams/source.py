@@ -358,7 +358,10 @@ class Source:
     def _is_settled(self) -> bool:
         """Whether nothing is under way: no rows, no ticket, no transaction."""
         under_way = self._hand_over.stash or self._hand_over or self._guarantee.open_s
-        return self._ownership.is_settled and not under_way and not self._flow.is_holding
+        if not self._ownership.is_settled or under_way or self._flow.is_holding:
+            return False
+        # Who only drains leaves the state to whoever comes next, who has other definitions.
+        return self._options.followed is None or all(c.is_settled for c in self._companions)
 
     def _keep_alive(self) -> None:
         """Poll without taking rows, so that the group sees a worker that waits as alive."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from headrace.streams.batch import EventBatch, Outputs
     from headrace.streams.positions import Mismatch, OwnedPartition
+    from headrace.streams.preparing import Followed
 
 # How long the broker may hold back an answer of few bytes. A hand-over costs half a millisecond
 # for each partition however few its rows are, and requests to the broker: company is cheaper.
@@ -40,7 +41,8 @@ class SourceOptions:
     its transactional id and group instance id. ``feeds``: by topic, the re-key topics that its rows
     go on into. ``partition_counts``: how many partitions each topic had when the worker started.
     With ``drained`` the source reads the pipeline's sources up to where they end at first, then
-    what that causes to its end; when all of it is committed it tells ``drained`` and ends.
+    what that causes to its end; when all of it is committed it tells ``drained`` and ends. With
+    ``followed`` the end is where other workers were, nothing is scored, and the state is kept.
     """
 
     group: str
@@ -57,6 +59,7 @@ class SourceOptions:
     feeds: Mapping[str, frozenset[str]] = field(default_factory=dict)
     partition_counts: Mapping[str, int] = field(default_factory=dict)
     drained: Callable[[], None] | None = None
+    followed: Followed | None = None
 
 
 class SourceWatcher(TransactionWatcher, Protocol):

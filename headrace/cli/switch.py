@@ -84,7 +84,10 @@ def _broker_lines(project: Project, plan: PipelinePlan) -> Sequence[str]:
 def outlook_lines(found: Outlook) -> list[str]:
     """Return in words what the broker says about a start."""
     rows = f"  {found.replayed} rows of the sources are read again in silence"
-    lines = [f"{rows}; nothing is scored meanwhile, and nothing twice"]
+    lines = [
+        f"{rows}; nothing is scored meanwhile, and nothing twice",
+        "  'headrace worker --prepare' reads them before, beside the workers that run",
+    ]
     for topic in found.left:
         if not topic.is_finished:
             lines.append(

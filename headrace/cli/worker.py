@@ -23,6 +23,13 @@ def worker(
             "or take what it holds as emitted."
         ),
     ] = "stop",
+    prepare: Annotated[
+        bool,
+        typer.Option(
+            "--prepare",
+            help="Make the state of these definitions ready beside the running workers, and end.",
+        ),
+    ] = False,
     drain: Annotated[
         bool,
         typer.Option(
@@ -34,12 +41,16 @@ def worker(
 ) -> None:
     """Compute features and scores from the stream."""
     from headrace.cli.applied import check_applied
+    from headrace.runtime.errors import explain
     from headrace.runtime.logging import configure
     from headrace.streams.launch import WorkerOptions, run_worker
 
     configure()
+    if drain and prepare:
+        message = explain("a worker", "either drain or prepare", "both", "the options")
+        raise typer.BadParameter(message)
     if not drain:
         # To drain is what is left for definitions that are not the applied ones any more.
         check_applied(project, pipeline)
-    options = WorkerOptions(pipeline, metrics_host, metrics_port, on_mismatch, drain)
+    options = WorkerOptions(pipeline, metrics_host, metrics_port, on_mismatch, drain, prepare)
     raise typer.Exit(run_worker(project, options, typer.echo))

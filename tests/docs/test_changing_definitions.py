@@ -18,6 +18,9 @@ EXPECTED = (
     "is finished, and may be deleted",
     "false,3000",
     "true,500",
+    "prepared: pipeline traffic, the state of 3500 rows is kept for its workers",
+    "checkpoint_restored",
+    "false,3500",
 )
 
 

@@ -6,6 +6,8 @@ What is sent is there before the worker starts: a backlog is read in the order o
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from confluent_kafka import TopicPartition
 from live import LiveWorker, apply, make_project
@@ -159,3 +161,57 @@ def test_a_log_that_was_cut_lets_no_feature_begin_with_a_gap(project):
     assert code == 1
     assert "must begin at offset 0" in said
     assert "Definitions that have changed need all of the history" in said
+
+
+def restored_places(worker):
+    """Return by place how many rows a worker had to replay after its checkpoint."""
+    said = [json.loads(line) for line in worker.output().splitlines() if line.startswith("{")]
+    restored = [one for one in said if one["event"] == "checkpoint_restored"]
+    return {one["place"]: one["rows_to_replay"] for one in restored}
+
+
+@pytest.mark.parametrize("two_runs", [False, True])
+def test_states_that_were_prepared_beside_the_former_workers_are_what_the_new_ones_begin_with(
+    project, two_runs, wait_until
+):
+    messages, rows = make_payments(project, 1_300, seed=7)
+    wanted = expected_features(rows)
+    former = (project.folder / "definitions.py").read_text()
+    project.send(messages[:900])
+    with LiveWorker(project.folder) as worker:
+        project.read("snapshots", 900)
+        wait_until(lambda: project.committed() >= 900)
+        environment = change(project, *NEW_FEATURE)
+        for sent in (900, 1_000) if two_runs else (900,):
+            code, said = ended(project.folder, "--prepare")
+            assert code == 0, said
+            assert f"the state of {sent} rows is kept" in said
+            project.send(messages[sent : sent + 100])
+            project.read("snapshots", sent + 100)
+        assert worker.terminate() == 0, worker.output()
+    later = (project.folder / "definitions.py").read_text()
+    (project.folder / "definitions.py").write_text(former)
+    assert ended(project.folder, "--drain")[0] == 0
+    (project.folder / "definitions.py").write_text(later)
+    before = 1_100 if two_runs else 1_000
+    project.send(messages[before:])
+    with LiveWorker(project.folder) as worker:
+        snapshots = project.records("snapshots", 1_300)
+        assert worker.terminate() == 0, worker.output()
+    environment.registry.close()
+
+    restored = restored_places(worker)
+    payments = project.topic("payments")
+    assert sum(left for place, left in restored.items() if payments in place) == 100
+    assert any(payments not in place for place in restored), worker.output()
+    ids = [one["event_id"] for one in project.records("snapshots", SCORED_MAX, timeout_s=5.0)]
+    assert sorted(ids, key=int) == [str(i) for i in range(1_300)]
+    new = [one for one in snapshots if "customer__amount_mean_2h" in one]
+    assert {one["event_id"] for one in new} == {str(i) for i in range(before, 1_300)}
+    kept = ["customer__count_1h", "customer__amount_mean_1h"]
+    check(snapshots, wanted, kept)
+    check(new, wanted, [*kept, "customer__amount_mean_2h"])
+    # Those that came while a worker waited for them may stand in the next log in any order.
+    waited_for = range(900, before)
+    backlog = [one for one in snapshots if int(one["event_id"]) not in waited_for]
+    check(backlog, wanted, ["till__count_1h"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import os
 import resource
 import signal
@@ -21,8 +22,9 @@ from headrace.streams.checkpoint_files import (
     load_manifest,
 )
 from headrace.streams.errors import CheckpointError
+from headrace.streams.positions import OwnedPartition
 from headrace.streams.processors import build
-from headrace.streams.restore import restore
+from headrace.streams.restore import Lineage, restore
 from headrace.streams.testing import Driver
 
 
@@ -82,7 +84,16 @@ class Kept:
         return manifest
 
     def restore(self, low=0, committed=10**9):
-        return restore(self.root, self.place, low, committed, self.make)
+        return self.restore_of(self.place, low, committed)
+
+    def restore_of(self, place, low=0, committed=10**9, lineage=None, **owned):
+        one = OwnedPartition(
+            *(place.topic, place.partition, 0, place.topic_id, committed, committed),
+            next_offset=low,
+            **owned,
+        )
+        usable = functools.partial((lineage or Lineage()).usable, place=place, owned=one)
+        return restore(self.root, place, usable, low, self.make)
 
 
 @pytest.fixture
@@ -99,7 +110,7 @@ def test_the_newest_usable_checkpoint_is_taken(kept):
     assert kept.restore(low=40, committed=59).offset == 40
     assert kept.restore(low=41, committed=59).manifest is None
     other = dataclasses.replace(kept.place, topic_id="other")
-    assert restore(kept.root, other, 0, 10**9, kept.make).manifest is None
+    assert kept.restore_of(other).manifest is None
 
 
 def test_what_is_restored_from_files_has_every_bit(kept):
@@ -214,3 +225,27 @@ def test_a_manifest_is_read_as_it_was_written(kept):
     assert load_manifest(manifest.dump(), "here") == manifest
     with pytest.raises(CheckpointError, match="a manifest must be JSON of its fields"):
         load_manifest(b"[]", "here")
+
+
+def test_a_state_that_was_prepared_is_used_by_who_has_committed_nothing_of_it_yet(kept):
+    made = kept.keep(40)
+    fresh = {"committed": 0, "is_fresh": True, "high_offset": 60}
+    assert kept.restore_of(kept.place, **fresh).manifest is None
+    kept.folder.publish(dataclasses.replace(made, follows={"payments[0]": 7}))
+
+    for committed, offset in (({"payments[0]": 7}, 40), ({"payments[0]": 6}, None), ({}, None)):
+        restored = kept.restore_of(kept.place, lineage=Lineage({}, committed), **fresh)
+        assert (restored.manifest and restored.offset) == offset
+
+
+def test_a_state_is_used_only_if_what_is_lacking_elsewhere_holds_all_that_came_before(kept):
+    made = kept.keep(40)
+    lacking = {"unsent": frozenset({"rekey"})}
+    now = Lineage({"rekey": "new"})
+
+    assert kept.restore_of(kept.place, lineage=now, **lacking).manifest is None
+    for topic_id, expected in (("former", None), ("new", 40)):
+        sends = Lineage({"rekey": topic_id}).named(["rekey"])
+        kept.folder.publish(dataclasses.replace(made, sends=sends))
+        restored = kept.restore_of(kept.place, lineage=now, **lacking)
+        assert (restored.manifest and restored.offset) == expected
