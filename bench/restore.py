@@ -171,7 +171,7 @@ class Partition:
             if len(keys[part]):
                 batches += self.read(keys[part], time_ms[part])
         started_s = time.perf_counter()
-        files = CaptureFiles(folder.folder, at, f"bench{self._captures}", whole=whole)
+        files = CaptureFiles(self.place.folder(root), at, f"bench{self._captures}", whole=whole)
         for one in kept:
             for records in one.records:
                 files.add(records)
@@ -188,7 +188,8 @@ class Partition:
 
     def restored(self, root: Path) -> DirectStageProcessor:
         """Return a processor from the newest checkpoint."""
-        found = restore(root, self.place, lambda _manifest: None, 0, self.make)
+        folder = CheckpointFolder(self.place.folder(root))
+        found = restore(folder, None, lambda _manifest: None, 0, self.make)
         if found.manifest is None:
             msg = f"partition {self.number} has no checkpoint in {root}"
             raise BenchError(msg)

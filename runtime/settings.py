@@ -85,6 +85,8 @@ class CheckpointSettings(_Section):
     enabled: bool = True
     #: Null: ``checkpoints`` in the state folder.
     folder: Path | None = None
+    #: Where each is copied to, for workers on other machines: ``s3://…``, ``gs://…``, ``file://…``.
+    url: str | None = None
     #: Between two checkpoints of one partition.
     interval: Annotated[str, StringConstraints(pattern=r"^\d+\s*(ms|s|m|h|d)$")] = "60s"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from headrace.runtime.logging import get_logger
 from headrace.streams.batch import Forget, Keep
 from headrace.streams.checkpoint_files import CheckpointFolder, Place
+from headrace.streams.checkpoint_storage import below
 from headrace.streams.checkpoint_writer import Capture
 from headrace.streams.companions import Companion
 from headrace.streams.restore import Lineage, restore
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from headrace.runtime.clock import Clock
     from headrace.streams.batch import EventBatch, Look, Outputs, Processor
     from headrace.streams.checkpoint_files import DataFile, Manifest
+    from headrace.streams.checkpoint_storage import Store
     from headrace.streams.checkpoint_writer import CheckpointWatcher, CheckpointWriter
     from headrace.streams.positions import OwnedPartition
 
@@ -66,11 +68,13 @@ class CheckpointFeed(Companion):
         interval_ms: int,
         watcher: CheckpointWatcher,
         lineage: Lineage | None = None,
+        store: Store | None = None,
     ) -> None:
         """Keep each partition of ``group`` about every ``interval_ms``, below ``root``.
 
-        ``plan`` is the plan's fingerprint.
+        ``plan`` is the plan's fingerprint. ``store`` may have what ``root`` has not.
         """
+        self._store = store
         self._lineage = lineage or Lineage()
         self._root = root
         self._group = group
@@ -89,7 +93,16 @@ class CheckpointFeed(Companion):
 
     def wanted(self, owned: OwnedPartition) -> bool:
         """Whether there are checkpoints of the partition."""
-        return bool(CheckpointFolder(self.place(owned).folder(self._root)).names())
+        # A store is not asked within the callback.
+        return self._store is not None or bool(self._folder(owned).names())
+
+    def _folder(self, owned: OwnedPartition) -> CheckpointFolder:
+        return CheckpointFolder(self.place(owned).folder(self._root))
+
+    def _copies(self, owned: OwnedPartition) -> CheckpointFolder | None:
+        if self._store is None:
+            return None
+        return CheckpointFolder(below(self._store, self.place(owned).path))
 
     def restore(self, owned: OwnedPartition, make: Callable[[], Processor]) -> Processor:
         """Return the partition's processor, and let it go on from where that stands.
@@ -99,8 +112,8 @@ class CheckpointFeed(Companion):
         started_ms = self._clock.monotonic_ms()
         low, committed = owned.next_offset, owned.committed_offset
         restored = restore(
-            self._root,
-            self.place(owned),
+            self._folder(owned),
+            self._copies(owned),
             lambda manifest: self._lineage.usable(manifest, self.place(owned), owned),
             low,
             make,

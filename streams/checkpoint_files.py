@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import orjson
@@ -18,17 +19,26 @@ import pyarrow as pa
 
 from headrace.features.capture import SlotRecords
 from headrace.runtime.errors import explain
+from headrace.streams.checkpoint_storage import (
+    PARTIAL,
+    LocalDirectory,
+    ObjectDirectory,
+    fsync_folder,
+    prefixes,
+)
 from headrace.streams.errors import CheckpointError
 from headrace.streams.parts import pack, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from headrace.runtime.settings import Settings
+    from headrace.streams.checkpoint_storage import Directory, Store
 
 FORMAT = 1
 MANIFESTS_KEPT = 3
 _READ_BYTES = 1 << 20
-_PREFIX, _SUFFIX, _PARTIAL = "manifest-", ".json", ".partial"
+_PREFIX, _SUFFIX = "manifest-", ".json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +51,14 @@ class Place:
     topic_id: str
     partition: int
 
+    @property
+    def path(self) -> tuple[str, str, str, str]:
+        """Return the names of the folders, from the outermost on."""
+        return self.group, self.plan, self.topic, str(self.partition)
+
     def folder(self, root: Path) -> Path:
         """Return where they lie below ``root``."""
-        return root / self.group / self.plan / self.topic / str(self.partition)
+        return root.joinpath(*self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +195,7 @@ class CaptureFiles:
         """
         batch = records.to_arrow()
         if self._stream is None:
-            path = self._folder / f"{self._stem}.{self._kind}{_PARTIAL}"
+            path = self._folder / f"{self._stem}.{self._kind}{PARTIAL}"
             self._made.append(path)
             self._file = path.open("wb")
             self._hashed = _Hashed(self._file)
@@ -193,9 +208,8 @@ class CaptureFiles:
         """Close the files so that they last, and return them: the parts, and the slots if any."""
         data = pack(parts)
         path = self._folder / f"{self._stem}.parts"
-        self._made.append(path.with_name(path.name + _PARTIAL))
-        _write_lasting(path, data)
-        self._made[-1] = path
+        LocalDirectory(self._folder).write(path.name, data)
+        self._made.append(path)
         files = [DataFile(path.name, "parts", hashlib.sha256(data).hexdigest(), len(data), 0)]
         if self._file is not None and self._hashed is not None:
             self._stream.close()
@@ -207,7 +221,7 @@ class CaptureFiles:
             self._made[0] = path
             hashed = self._hashed
             files.append(DataFile(path.name, self._kind, hashed.sha256, hashed.bytes, self._rows))
-        _fsync_folder(self._folder)
+        fsync_folder(self._folder)
         return files
 
     def discard(self) -> None:
@@ -221,17 +235,21 @@ class CaptureFiles:
 
 
 class CheckpointFolder:
-    """The checkpoints of one topic partition in one folder."""
+    """The checkpoints of one topic partition in one place."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: Path | Directory) -> None:
+        """Look at a folder, or another directory."""
+        self._directory: Directory = LocalDirectory(place) if isinstance(place, Path) else place
 
     def names(self) -> list[str]:
-        """Return the manifests' names, newest first."""
-        if not self.folder.is_dir():
-            return []
-        found = self.folder.glob(f"{_PREFIX}*{_SUFFIX}")
-        return sorted((path.name for path in found), reverse=True)
+        """Return the manifests' names, newest first.
+
+        Raises:
+            OSError: If the place cannot be reached.
+
+        """
+        found = self._directory.names()
+        return sorted(n for n in found if n.startswith(_PREFIX) and n.endswith(_SUFFIX))[::-1]
 
     def load(self, name: str) -> Manifest:
         """Return a manifest; whether its files are whole is not looked at.
@@ -240,11 +258,11 @@ class CheckpointFolder:
             CheckpointError: If it cannot be read.
 
         """
-        path = self.folder / name
+        where = self._directory.where(name)
         try:
-            return load_manifest(path.read_bytes(), str(path))
+            return load_manifest(self._directory.read(name).to_pybytes(), where)
         except OSError as error:
-            raise CheckpointError(explain("a manifest", "be readable", error, str(path))) from error
+            raise CheckpointError(explain("a manifest", "be readable", error, where)) from error
 
     def publish(self, manifest: Manifest, *, alone: bool = False) -> None:
         """Add a manifest, and remove what is older than the newest ones (``alone``: than it).
@@ -253,9 +271,24 @@ class CheckpointFolder:
             OSError: If it cannot be written; then there is none.
 
         """
-        _write_lasting(self.folder / manifest.name, manifest.dump())
-        _fsync_folder(self.folder)
+        self._directory.write(manifest.name, manifest.dump())
         self._clean(manifest, 1 if alone else MANIFESTS_KEPT)
+
+    def take(self, manifest: Manifest, origin: CheckpointFolder, *, again: bool = False) -> int:
+        """Copy a manifest's files that are not here yet, and return their number.
+
+        The manifest itself is left to be published. ``again``: also those that are here.
+
+        Raises:
+            CheckpointError: If a file of the origin is not as it was written.
+            OSError: If one cannot be written.
+
+        """
+        there = set() if again else set(self._directory.names())
+        lacking = [file for file in manifest.files if file.name not in there]
+        for file in lacking:
+            self._directory.write(file.name, origin.verified(file))
+        return len(lacking)
 
     def verify(self, manifest: Manifest) -> None:
         """Hash each of a manifest's files.
@@ -265,7 +298,7 @@ class CheckpointFolder:
 
         """
         for file in manifest.files:
-            self._verified(file)
+            self.verified(file)
 
     def read(self, manifest: Manifest) -> tuple[dict[str, Any], Iterator[SlotRecords]]:
         """Return a checkpoint's small parts, and its slots, newest first, after all was hashed.
@@ -274,34 +307,38 @@ class CheckpointFolder:
             CheckpointError: If a file is not as it was written.
 
         """
-        buffers = {file.name: self._verified(file) for file in manifest.files}
+        buffers = {file.name: self.verified(file) for file in manifest.files}
         parts = next(file for file in manifest.files if file.kind == "parts")
         chain = [buffers[file.name] for file in reversed(manifest.chain)]
         return unpack(bytes(buffers[parts.name])), _records(chain)
 
-    def _verified(self, file: DataFile) -> pa.Buffer:
-        path = self.folder / file.name
+    def verified(self, file: DataFile) -> pa.Buffer:
+        """Return what a file holds.
+
+        Raises:
+            CheckpointError: If it is not as it was written.
+
+        """
+        where = self._directory.where(file.name)
         try:
-            if path.stat().st_size != file.bytes:
-                rule, got = f"have {file.bytes} bytes", path.stat().st_size
-                raise CheckpointError(explain("a checkpoint's file", rule, got, str(path)))
-            if not file.bytes:
-                return pa.py_buffer(b"")
-            buffer = pa.memory_map(str(path)).read_buffer()
+            buffer = self._directory.read(file.name)
         except OSError as error:
-            message = explain("a checkpoint's file", "be readable", error, str(path))
+            message = explain("a checkpoint's file", "be readable", error, where)
             raise CheckpointError(message) from error
+        if buffer.size != file.bytes:
+            rule = f"have {file.bytes} bytes"
+            raise CheckpointError(explain("a checkpoint's file", rule, buffer.size, where))
         digest = hashlib.sha256(buffer).hexdigest()
         if digest != file.sha256:
             rule = f"have the hash {file.sha256[:12]}"
-            raise CheckpointError(explain("a checkpoint's file", rule, digest[:12], str(path)))
+            raise CheckpointError(explain("a checkpoint's file", rule, digest[:12], where))
         return buffer
 
     def _clean(self, newest: Manifest, kept: int) -> None:
         """Remove older manifests, and data files below the oldest kept one that none names."""
         names = [name for name in self.names() if name <= newest.name]
         for name in names[kept:]:
-            (self.folder / name).unlink(missing_ok=True)
+            self._directory.remove(name)
         used: set[str] = set()
         oldest = newest.offset
         for name in self.names():
@@ -311,12 +348,34 @@ class CheckpointFolder:
                 continue
             oldest = min(oldest, manifest.offset)
             used.update(file.name for file in manifest.files)
-        for path in self.folder.iterdir():
-            offset = path.name.partition("-")[0]
+        for name in self._directory.names():
+            offset = name.partition("-")[0]
             # Another writer may be about to name a file of a later offset.
             is_data = offset.isdigit() and int(offset) < (newest.offset if kept == 1 else oldest)
-            if is_data and path.name not in used:
-                path.unlink(missing_ok=True)
+            if is_data and name not in used:
+                self._directory.remove(name)
+
+
+def checkpoint_root(settings: Settings) -> Path:
+    """Return the folder below which a project's checkpoints lie."""
+    return settings.stream.checkpoints.folder or settings.state_folder / "checkpoints"
+
+
+def kept_folders(root: Path, group: str) -> Iterator[tuple[str, CheckpointFolder]]:
+    """Yield each partition's checkpoints of a group, and where they lie."""
+    for folder in sorted((root / group).glob("*/*/*")):
+        yield str(folder), CheckpointFolder(folder)
+
+
+def stored_folders(store: Store, group: str) -> Iterator[tuple[str, CheckpointFolder]]:
+    """Yield each partition's checkpoints of a group in a store, and where they lie.
+
+    Raises:
+        OSError: If the store cannot be reached.
+
+    """
+    for prefix in prefixes(store, group):
+        yield prefix, CheckpointFolder(ObjectDirectory(store.system, prefix))
 
 
 def _records(chain: list[pa.Buffer]) -> Iterator[SlotRecords]:
@@ -324,25 +383,3 @@ def _records(chain: list[pa.Buffer]) -> Iterator[SlotRecords]:
         with pa.ipc.open_stream(buffer) as stream:
             for batch in stream:
                 yield SlotRecords.from_arrow(batch)
-
-
-def _write_lasting(path: Path, data: bytes) -> None:
-    """Write a file that is there wholly or not at all, whatever happens."""
-    partial = path.with_name(path.name + _PARTIAL)
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

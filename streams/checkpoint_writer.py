@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.runtime.logging import get_logger
 from headrace.streams.checkpoint_files import CaptureFiles, CheckpointFolder, Manifest, Place
+from headrace.streams.checkpoint_storage import below
+from headrace.streams.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from headrace.runtime.clock import Clock
     from headrace.streams.batch import Kept
     from headrace.streams.checkpoint_files import DataFile
+    from headrace.streams.checkpoint_storage import Store
 
 log = get_logger(__name__)
 
@@ -68,9 +71,17 @@ class Capture:
 class CheckpointWriter:
     """Writes captures one after the other; a failure costs that checkpoint and nothing else."""
 
-    def __init__(self, root: Path, engine: str, clock: Clock, watcher: CheckpointWatcher) -> None:
-        """Write below ``root``."""
+    def __init__(
+        self,
+        root: Path,
+        engine: str,
+        clock: Clock,
+        watcher: CheckpointWatcher,
+        store: Store | None = None,
+    ) -> None:
+        """Write below ``root``, and copy what can be restored to ``store``."""
         self._root = root
+        self._store = store
         self._engine = engine
         self._clock = clock
         self._watcher = watcher
@@ -163,6 +174,21 @@ class CheckpointWriter:
             return
         capture.manifest = manifest
         self._watcher.checkpoint_written(manifest)
+        if self._store is not None:
+            self._copy(capture, manifest, folder, self._store)
+
+    def _copy(
+        self, capture: Capture, manifest: Manifest, folder: CheckpointFolder, store: Store
+    ) -> None:
+        copies = CheckpointFolder(below(store, capture.place.path))
+        try:
+            copies.take(manifest, folder)
+            copies.publish(manifest, alone=capture.alone)
+        except (OSError, CheckpointError) as error:
+            # The folder has it; the next one brings along what is lacking.
+            place = f"{capture.place.topic}[{capture.place.partition}]"
+            log.warning("checkpoint_not_copied", place=place, error=str(error))
+            self._watcher.checkpoint_failed()
 
     def _fail(self, capture: Capture, error: OSError) -> None:
         place = f"{capture.place.topic}[{capture.place.partition}]"

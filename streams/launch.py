@@ -27,6 +27,8 @@ from headrace.schemas.wire import WireDecoder
 from headrace.scoring.engine import engine_version
 from headrace.streams.app import StreamApp, build_app, run
 from headrace.streams.checkpoint_feed import CheckpointFeed
+from headrace.streams.checkpoint_files import checkpoint_root
+from headrace.streams.checkpoint_storage import object_store
 from headrace.streams.checkpoint_writer import CheckpointWriter
 from headrace.streams.context import ProcessorContext
 from headrace.streams.cutover import check_cut_over, check_partition_counts
@@ -103,9 +105,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
     environment = open_environment(folder)
     plan = environment.pipeline(options.pipeline)
     models = LiveModels()
-    group = topics.group(plan.project, plan.name)
-    # Who prepares is no worker of the pipeline: those go on beside it.
-    group = topics.preparing(group) if options.prepare else group
+    group = _group(plan, options)
     identity = _identity(environment, group)
     _patiently(lambda: _check(environment, plan, options))
     context = _patiently(lambda: _context(environment, plan, models, options))
@@ -170,6 +170,12 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         environment.registry.close()
         if health is not None:
             health.close()
+
+
+def _group(plan: PipelinePlan, options: WorkerOptions) -> str:
+    group = topics.group(plan.project, plan.name)
+    # Who prepares is no worker of the pipeline: those go on beside it.
+    return topics.preparing(group) if options.prepare else group
 
 
 def _check(environment: Environment, plan: PipelinePlan, options: WorkerOptions) -> None:
@@ -250,8 +256,9 @@ def _checkpoints(
         raise CheckpointError(explain("checkpoints", rule, "false", "headrace.yaml", hint))
     if not given.enabled:
         return None, None
-    root = given.folder or settings.state_folder / "checkpoints"
-    writer = CheckpointWriter(root, engine_version(), clock, telemetry.checkpoints)
+    root = checkpoint_root(settings)
+    store = None if given.url is None else object_store(given.url)
+    writer = CheckpointWriter(root, engine_version(), clock, telemetry.checkpoints, store)
     writer.start()
     feed = CheckpointFeed(
         root,
@@ -262,6 +269,7 @@ def _checkpoints(
         PREPARED_INTERVAL_MS if prepares else duration_ms(given.interval),
         telemetry.checkpoints,
         lineage,
+        store,
     )
     return writer, feed
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from headrace.runtime.logging import get_logger
-from headrace.streams.checkpoint_files import CheckpointFolder, Manifest, Place
 from headrace.streams.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
-    from pathlib import Path
 
     from headrace.streams.batch import Processor
+    from headrace.streams.checkpoint_files import CheckpointFolder, Manifest, Place
     from headrace.streams.keeping import Restorable
     from headrace.streams.positions import OwnedPartition
 
@@ -63,8 +62,8 @@ class Lineage:
 
 
 def restore(
-    root: Path,
-    place: Place,
+    folder: CheckpointFolder,
+    copies: CheckpointFolder | None,
     usable: Callable[[Manifest], str | None],
     low: int,
     make: Callable[[], Processor],
@@ -74,27 +73,45 @@ def restore(
     Each checkpoint that cannot be used is named in the log, and the next older one is taken.
 
     Args:
-        root: The folder of all checkpoints.
-        place: Whose.
+        folder: The checkpoints of the partition.
+        copies: Where there may be more of them; what is used of these is brought to ``folder``.
         usable: Says why a manifest cannot be used; None if it can.
         low: Where an empty one begins: the oldest offset that the log still holds.
         make: Makes an empty processor.
 
     """
-    folder = CheckpointFolder(place.folder(root))
-    for name in folder.names():
+    for name, is_copy in _candidates(folder, copies):
         try:
-            manifest = folder.load(name)
+            manifest = (copies if is_copy and copies else folder).load(name)
             reason = usable(manifest)
             if reason is not None:
                 log.info("checkpoint_not_used", manifest=name, reason=reason)
                 continue
+            if is_copy and copies is not None:
+                # What lies here under the same names was found wanting, or is not there.
+                fetched = folder.take(manifest, copies, again=True)
+                folder.publish(manifest)
+                log.info("checkpoint_fetched", manifest=name, files=fetched)
             parts, records = folder.read(manifest)
             processor = make()
             restorable = cast("Restorable", processor)
             restorable.restore(parts, records, manifest.key_count, manifest.offset)
-        except (CheckpointError, ValueError) as error:
+        except (CheckpointError, OSError, ValueError) as error:
             log.warning("checkpoint_not_usable", manifest=name, error=str(error))
             continue
         return Restored(processor, manifest.offset, manifest)
     return Restored(make(), low, None)
+
+
+def _candidates(
+    folder: CheckpointFolder, copies: CheckpointFolder | None
+) -> list[tuple[str, bool]]:
+    """Return names of manifests, newest first, and whether each is a copy; those come last."""
+    found = [(name, False) for name in folder.names()]
+    if copies is not None:
+        try:
+            found += [(name, True) for name in copies.names()]
+        except OSError as error:
+            log.warning("checkpoint_store_not_reached", error=str(error))
+    # Of the same name the one that is here goes first.
+    return sorted(found, key=lambda one: (one[0], not one[1]), reverse=True)

@@ -49,6 +49,9 @@ COMMANDS: dict[str, Entry] = {
         "headrace.cli.replay:replay", "Compute predictions again, and compare bit for bit."
     ),
     "erase": Entry("headrace.cli.erase:erase", "Forget a key: in states, Redis and the lake."),
+    "checkpoints": Entry(
+        "headrace.cli.checkpoints:app", "List what workers have kept of their state; verify it."
+    ),
     "rebuild-online": Entry(
         "headrace.cli.rebuild_online:rebuild_online", "Write every entity to Redis again."
     ),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 from confluent_kafka import TopicPartition
 from live import LiveWorker, make_project, payments
+from typer.testing import CliRunner
 
+from headrace.cli.main import app
 from headrace.runtime.kafka import admin
 from tests.integration.test_exactly_once import assert_exact
 
@@ -80,3 +83,43 @@ def test_a_history_that_is_gone_is_not_passed_over_in_silence(project):
     with LiveWorker(project.folder) as worker:
         assert worker.terminate() == 0, worker.output()
     assert len(rows) == 4_000
+
+
+def test_a_worker_on_another_machine_begins_with_the_copy_in_the_store(
+    project_folder, tmp_path, wait_until
+):
+    store = tmp_path / "store"
+    settings = SETTINGS.replace("200ms}", f"200ms, url: 'file://{store}'}}")
+    project = make_project(project_folder, settings)
+    messages, rows = payments(project, 6_000, START_MS, seed=5)
+    with LiveWorker(project.folder) as worker:
+        project.send(messages[:4_000])
+        project.read("snapshots", 4_000)
+        wait_until(lambda: len(list(store.rglob("manifest-*.json"))) >= project.partitions)
+        worker.kill()
+    elsewhere = {"HEADRACE__STATE_FOLDER": str(tmp_path / "elsewhere")}
+    project.send(messages[4_000:])
+    other = LiveWorker(project.folder, environment=elsewhere)
+    other.wait_ready()
+    assert other.metrics()["headrace_checkpoints_restored_total"] == project.partitions
+    assert other.output().count("checkpoint_fetched") == project.partitions
+    project.read("snapshots", 6_000)
+    assert other.terminate() == 0, other.output()
+    other.close()
+
+    assert_exact(project, rows)
+    runner = CliRunner()
+    for copies in ([], ["--copies"]):
+        folder = ["--project", str(project.folder), *copies]
+        listed = runner.invoke(app, ["checkpoints", "list", "--json", *folder])
+        kept = [json.loads(line) for line in listed.output.splitlines()]
+        assert {one["partition"] for one in kept} == set(range(project.partitions))
+        assert runner.invoke(app, ["checkpoints", "verify", *folder]).exit_code == 0
+    for path in store.rglob("*.parts"):
+        path.write_bytes(b"")
+    broken = runner.invoke(
+        app, ["checkpoints", "verify", "--copies", "--project", str(project.folder)]
+    )
+    assert broken.exit_code == 1
+    assert "must have" in broken.output
+    project.close()

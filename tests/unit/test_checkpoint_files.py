@@ -50,8 +50,10 @@ class Kept:
     def __init__(self, root, driver, owned):
         self.root, self.driver, self.owned = root, driver, owned
         self.place = Place("g", driver.plan.fingerprint, owned.topic, "id", owned.partition)
-        self.folder = CheckpointFolder(self.place.folder(root))
+        self.path = self.place.folder(root)
+        self.folder = CheckpointFolder(self.path)
         self.chain, self.number = (), 0
+        self.copies = None
 
     def make(self):
         return build(self.driver.plan, self.owned.topic, self.owned.partition, self.driver.context)
@@ -67,7 +69,7 @@ class Kept:
         place = self.owned.topic, self.owned.partition, 0
         keep = Keep(*place, self.number, offset, opens=True, whole=True)
         kept = self.processor(offset).keep(keep).kept
-        files = CaptureFiles(self.folder.folder, offset, f"{writer}{self.number}", whole=whole)
+        files = CaptureFiles(self.path, offset, f"{writer}{self.number}", whole=whole)
         try:
             for records in kept.records:
                 files.add(records)
@@ -93,7 +95,8 @@ class Kept:
             **owned,
         )
         usable = functools.partial((lineage or Lineage()).usable, place=place, owned=one)
-        return restore(self.root, place, usable, low, self.make)
+        folder = CheckpointFolder(place.folder(self.root))
+        return restore(folder, self.copies, usable, low, self.make)
 
 
 @pytest.fixture
@@ -139,7 +142,7 @@ def test_a_file_cut_or_flipped_anywhere_is_found_and_an_older_one_is_taken(kept,
     kept.keep(20)
     manifest = kept.keep(40)
     names = {file.kind: file.name for file in manifest.files} | {"manifest": manifest.name}
-    path = kept.folder.folder / names[kind]
+    path = kept.path / names[kind]
     whole = path.read_bytes()
     # Every 4 kB, and as these files are small, many places between.
     places = sorted({*range(0, len(whole), 4096), *range(0, len(whole), len(whole) // 23)})
@@ -158,7 +161,7 @@ def test_a_file_cut_or_flipped_anywhere_is_found_and_an_older_one_is_taken(kept,
 def test_with_all_of_them_corrupt_the_processor_starts_empty(kept):
     for offset in (20, 40):
         for file in kept.keep(offset).files:
-            (kept.folder.folder / file.name).write_bytes(b"")
+            (kept.path / file.name).write_bytes(b"")
 
     restored = kept.restore(low=7)
 
@@ -169,15 +172,15 @@ def test_with_all_of_them_corrupt_the_processor_starts_empty(kept):
 
 def test_three_manifests_stay_with_the_files_that_they_name(kept):
     first = kept.keep(10)
-    stale = CaptureFiles(kept.folder.folder, 15, "crashed", whole=True)
+    stale = CaptureFiles(kept.path, 15, "crashed", whole=True)
     stale.finish({})
     kept.keep(20, whole=False)
-    others = CaptureFiles(kept.folder.folder, 90, "other-writer", whole=True)
+    others = CaptureFiles(kept.path, 90, "other-writer", whole=True)
     others.finish({})
     for offset in (30, 40, 50):
         kept.keep(offset, whole=False)
 
-    names = {path.name for path in kept.folder.folder.iterdir()}
+    names = {path.name for path in kept.path.iterdir()}
     assert kept.folder.names() == [f"manifest-{n:020d}.json" for n in (50, 40, 30)]
     base = next(file.name for file in first.files if file.kind == "base")
     assert base in names
@@ -194,7 +197,7 @@ def test_one_that_must_be_alone_leaves_nothing_older(kept):
     kept.keep(40, alone=True)
 
     assert kept.folder.names() == [f"manifest-{40:020d}.json"]
-    assert {path.name[:20] for path in kept.folder.folder.iterdir()} == {
+    assert {path.name[:20] for path in kept.path.iterdir()} == {
         f"{40:020d}",
         "manifest-" + "0" * 11,
     }
@@ -202,7 +205,7 @@ def test_one_that_must_be_alone_leaves_nothing_older(kept):
 
 def test_a_full_disk_leaves_no_half_checkpoint_and_the_next_one_works(kept):
     kept.keep(20)
-    before = sorted(path.name for path in kept.folder.folder.iterdir())
+    before = sorted(path.name for path in kept.path.iterdir())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -213,7 +216,7 @@ def test_a_full_disk_leaves_no_half_checkpoint_and_the_next_one_works(kept):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
 
-    assert sorted(path.name for path in kept.folder.folder.iterdir()) == before
+    assert sorted(path.name for path in kept.path.iterdir()) == before
     assert kept.restore().offset == 20
     kept.keep(40)
     assert kept.restore().offset == 40
