@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import sys
@@ -62,8 +63,10 @@ log = get_logger(__name__)
 
 Answer = TypeVar("Answer")
 
+# Critical: at its own level a client writes a line for each attempt to find a broker that is away.
+KAFKA_LOG_LEVEL = 2
 MODELS_WAIT_S = 60.0
-START_WAIT_S_MAX = 10.0
+START_WAIT_S_MAX = 2.0
 # The source's and the worker's thread hand over to each other many times a second; the default of
 # 5 ms is how long one waits for the other's pure Python.
 SWITCH_INTERVAL_S = 0.0005
@@ -92,7 +95,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         HeadraceError: If it cannot start.
 
     """
-    environment = open_environment(folder)
+    environment = _quiet(open_environment(folder))
     plan = environment.pipeline(options.pipeline)
     models = LiveModels()
     identity = _identity(environment, plan)
@@ -135,7 +138,8 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
             online = OnlineFeed(plan, context.online, writer, clock)
         erasures = _patiently(lambda: _erasures(environment, plan, context, online))
         keeper, checkpoints = _checkpoints(environment, plan, telemetry, clock)
-        watch = PartitionWatch(environment.client, _source_counts(plan, context))
+        counts = _source_counts(plan, context)
+        watch = PartitionWatch(environment.client, counts, telemetry.broker_answers)
         companions = [one for one in (online, erasures, checkpoints, watch) if one is not None]
         worker = None if identity is None else identity.name
         app = _app(
@@ -159,6 +163,12 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         environment.registry.close()
         if health is not None:
             health.close()
+
+
+def _quiet(environment: Environment) -> Environment:
+    """Let Kafka's clients write nothing themselves: what troubles them is in the worker's log."""
+    client = {"log_level": KAFKA_LOG_LEVEL, **environment.client}
+    return dataclasses.replace(environment, client=client)
 
 
 def _run(app: StreamApp, keeper: CheckpointWriter | None, watch: PartitionWatch) -> int:

@@ -160,6 +160,8 @@ class Ownership:
             consumer.incremental_assign(
                 [TopicPartition(o.topic, o.partition, o.next_offset) for o in started]
             )
+            # The client keeps the pause of a partition that left, for when it comes back.
+            consumer.resume([TopicPartition(one.topic, one.partition) for one in at_once])
             if restored:
                 consumer.pause([TopicPartition(one.topic, one.partition) for one in restored])
                 self._restoring |= {(one.topic, one.partition): one for one in restored}
@@ -243,5 +245,6 @@ class Ownership:
             self._restoring.pop(place, None)
             self._table.drop(*place)
         self._hand_over.forget_rows(places)
+        self._committer.released(places)
         log.info("partitions_released", count=len(partitions))
         self._watcher.assigned(list(self._owned.values()))

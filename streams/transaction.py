@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from headrace.runtime.logging import get_logger
 from headrace.streams.commit import (
     CheckedProducer,
+    committed,
     load_note,
     producer_properties,
     send_all,
@@ -73,6 +74,10 @@ class TransactionWatcher(Protocol):
 
     def transaction_unknown(self) -> None:
         """Take note of a commit whose outcome had to be looked up."""
+        ...
+
+    def delivers(self, able: bool) -> None:
+        """Take note of whether outputs can be committed now; at first they can."""
         ...
 
 
@@ -197,7 +202,7 @@ class TransactionalProducer(CheckedProducer):
             self._fatal = self._fatal or error.str()
         else:
             self.troubles += 1
-            log.warning("producer_trouble", error=error.str())
+            self._trouble(error)
 
 
 class ExactlyOnce:
@@ -380,11 +385,15 @@ class ExactlyOnce:
                 producer = TransactionalProducer(self._properties, self._on_wait, self._clients)
             if waits == 0:
                 log.warning("waiting_for_transactions", transactional_id=self._id)
+                self._watcher.delivers(False)
             waits += 1
             if self._given_up():
                 message = f"{self._id} was stopped while the broker was away"
                 raise FencedError(message)
             self._on_wait()
+        if waits:
+            log.info("transactions_ready", transactional_id=self._id)
+            self._watcher.delivers(True)
         self._producer = producer
 
     def _find_out(self, positions: Sequence[Position]) -> bool:
@@ -397,7 +406,7 @@ class ExactlyOnce:
         wanted = [TopicPartition(*place) for place in versions]
         while wanted:
             try:
-                found = self._consumer.committed(wanted, timeout=ANSWER_S)
+                found = committed(self._consumer, wanted, ANSWER_S)
             except KafkaException as error:
                 log.warning("committed_offsets_unknown", error=error.args[0].str())
                 if self._given_up():

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from bench.chaos.rows import Lab
-    from bench.chaos.verdict import Verdict
     from bench.live import LiveWorker
     from headrace.runtime.dev.cluster import Cluster
 
