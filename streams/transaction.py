@@ -61,6 +61,11 @@ _FOR_GOOD = frozenset(
 )
 
 
+# The client cannot go on after these, but nobody has taken the id: a coordinator that took over
+# had ended the transaction, and is asked to end it again. A new producer finds out.
+_NO_FENCE = frozenset({KafkaError.INVALID_TXN_STATE, KafkaError.INVALID_PRODUCER_ID_MAPPING})
+
+
 class TransactionWatcher(Protocol):
     """Who is told how transactions end."""
 
@@ -107,6 +112,7 @@ class TransactionalProducer(CheckedProducer):
         self._id = str(properties["transactional.id"])
         self._doom: str | None = None
         self._fatal: str | None = None
+        self._spent = False
         self.troubles = 0
         super().__init__(properties, on_wait, clients)
 
@@ -155,6 +161,8 @@ class TransactionalProducer(CheckedProducer):
             FencedError: If this producer cannot go on.
 
         """
+        if self._spent:
+            return False
         try:
             self._producer.abort_transaction(timeout_s)
         except KafkaException as error:
@@ -182,24 +190,33 @@ class TransactionalProducer(CheckedProducer):
 
     def _failed(self, error: BaseException) -> None:
         reason = error.args[0] if isinstance(error, KafkaException) else None
-        if isinstance(reason, KafkaError) and not reason.fatal():
+        if isinstance(reason, KafkaError):
+            if reason.fatal():
+                self._ended(reason)
+            else:
+                self._doom = self._doom or reason.str()
+        elif not self._spent:
+            self._fatal = self._fatal or str(error)
+
+    def _ended(self, reason: KafkaError) -> None:
+        """Take note of what this client cannot go on after; a new one may, if it is no fence."""
+        if self._spent or reason.code() in _NO_FENCE:
+            self._spent = True
             self._doom = self._doom or reason.str()
         else:
-            self._fatal = self._fatal or (
-                reason.str() if isinstance(reason, KafkaError) else str(error)
-            )
+            self._fatal = self._fatal or reason.str()
 
     def _refused(self, topic: str, error: KafkaError) -> None:
         if error.code() in _FOR_GOOD:
             super()._refused(topic, error)
         elif error.fatal():
-            self._fatal = self._fatal or error.str()
+            self._ended(error)
         else:
             self._doom = self._doom or f"{topic}: {error.str()}"
 
     def _errored(self, error: KafkaError) -> None:
         if error.fatal():
-            self._fatal = self._fatal or error.str()
+            self._ended(error)
         else:
             self.troubles += 1
             self._trouble(error)

@@ -13,15 +13,18 @@ import httpx
 import psutil
 
 from bench.chaos.nodes import cluster_of, cluster_stack
+from bench.chaos.reader import OUTPUTS
 from bench.chaos.rows import Outcome, Row, Size
 from bench.chaos.scene import Instant, Scene, wait, wait_said
-from bench.measure import MIB, BenchError
+from bench.chaos.verdict import judge, without_faults
+from bench.measure import MIB, BenchError, read_topic
 from headrace.runtime import topics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from bench.chaos.rows import Lab
+    from bench.chaos.verdict import Verdict
     from bench.live import LiveWorker
     from headrace.runtime.dev.cluster import Cluster
 
@@ -30,8 +33,9 @@ NODES = 3
 FED_S, AWAY_S = 15.0, 2.0
 #: Enough that the worker's memory has the size of work before anything is compared with it.
 WARM = 5_000
+WIRE_HEADER_BYTES = 5
 FEW = 20
-SAMPLE_S = 0.1
+SAMPLE_S, TICK_S = 0.1, 0.02
 WAIT_S = 120.0
 PROBE_TIMEOUT_S = 5.0
 RSS_GROWTH_MB_MAX = 50.0
@@ -95,6 +99,57 @@ def pause_s(scene: Scene, begin_s: float, end_s: float) -> float:
     return longest_s
 
 
+def verdict_by_log(scene: Scene) -> tuple[Verdict, int]:
+    """Judge outputs by what the source's log holds, and return how many events it holds again.
+
+    A producer whose node dies may send again what that node had already passed on, also an
+    idempotent one (librdkafka 2.16: seen). What the log holds twice must come out twice.
+    """
+    project, rows = scene.project, scene.events.rows
+    log = [
+        (one.partition(), rows[_payment_id(one.value())])
+        for one in read_topic(
+            project.bootstrap_servers, project.topic("payments"), project.partitions
+        )
+    ]
+    again = len(log) - len({row[0] for _, row in log})
+    scene.reader.wait(lambda: scene.reader.count() >= len(log), WAIT_S)
+    scene.stop_workers()
+    place = {str(row[0]): number for number, row in enumerate(rows)}
+    expected = without_faults(project, [(at, project.record(*row)) for at, row in log])
+    found = judge(project, expected, place, scene.reader)
+    missing = len(rows) - len({row[0] for _, row in log})
+    mixed = len(OUTPUTS) * _inversions(log)
+    return (
+        dataclasses.replace(
+            found, lost=found.lost + missing, reordered=max(0, found.reordered - mixed)
+        ),
+        again,
+    )
+
+
+def _payment_id(value: bytes) -> int:
+    """Return the first field of a payment in wire format, a zigzag varint."""
+    number = shift = 0
+    for byte in value[WIRE_HEADER_BYTES:]:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:
+            break
+    return number >> 1 ^ -(number & 1)
+
+
+def _inversions(log: Sequence[tuple[int, tuple[object, ...]]]) -> int:
+    """Return how many events stand in the source behind a later one of their key."""
+    last: dict[object, int] = {}
+    count = 0
+    for number, _, key, *_ in (row for _, row in log):
+        assert isinstance(number, int)
+        count += last.get(key, -1) > number
+        last[key] = max(number, last.get(key, -1))
+    return count
+
+
 def _drained(scene: Scene) -> None:
     if not scene.drained(WAIT_S):
         msg = f"all events must come out; see {scene.folder}"
@@ -145,6 +200,24 @@ def kill_coordinator(lab: Lab, size: Size) -> Outcome:
     return _one_by_one(lab, size, strike, pause_s_max=30.0)
 
 
+def _supervised(scene: Scene, worker: LiveWorker) -> tuple[LiveWorker, int]:
+    """Wait for all outputs, start a worker that ends again, as whoever runs it would.
+
+    Return who runs now, and how often one has ended.
+    """
+    ends = 0
+    deadline_s = time.monotonic() + WAIT_S
+    while scene.reader.distinct() < scene.sent:
+        if worker.process.poll() is not None:
+            ends += 1
+            worker = scene.start(ordinal=0)
+        if time.monotonic() > deadline_s:
+            msg = f"all events must come out; see {scene.folder}"
+            raise BenchError(msg)
+        time.sleep(TICK_S)
+    return worker, ends
+
+
 def _leader(scene: Scene, cluster: Cluster, number: int) -> int:
     topic = scene.project.topic("predictions")
     node = cluster.leader(topic, number % scene.project.partitions)
@@ -161,28 +234,32 @@ def _one_by_one(
     """Strike a node, bring it back, and wait until all is well, again and again."""
     cluster = cluster_of(lab.stack_folder, NODES)
     pauses_s: list[float] = []
+    ends = 0
     with Scene(lab, "s", replication=NODES) as scene:
         worker = scene.started(ordinal=0)
         for number in range(size.runs):
-            feed = scene.feed(size.events // size.runs, FED_S)
+            scene.feed(size.events // size.runs, FED_S)
             scene.one_more()
             begin_s = time.monotonic()
             node = strike(scene, cluster, number)
             struck_s = time.monotonic() - begin_s
             time.sleep(AWAY_S)
-            cluster.start(node)
-            feed.join()
-            _drained(scene)
+            cluster.start(node, wait=False)
+            worker, ended = _supervised(scene, worker)
+            ends += ended
             pauses_s.append(pause_s(scene, begin_s, time.monotonic()))
             lab.say(f"node {node}: {struck_s:.1f} s to end, pause {pauses_s[-1]:.1f} s")
+            cluster.wait_ready(node)
             cluster.wait_in_sync()
             lab.advance(number + 1)
+        worker.wait_ready()
         metrics = worker.metrics()
-        verdict = scene.verdict()
+        verdict, again = verdict_by_log(scene)
     pauses = ", ".join(f"{one:.1f}" for one in pauses_s)
     note = (
         f"longest pauses of a partition: {pauses} s; {metrics[ABORTED]:.0f} transactions undone,"
-        f" {metrics[UNKNOWN]:.0f} outcomes looked up"
+        f" {metrics[UNKNOWN]:.0f} outcomes looked up; {again} events were sent again;"
+        f" {ends} times the worker ended and was started again"
     )
     met = max(pauses_s) <= pause_s_max
     return Outcome.of(size.runs, [verdict], max(pauses_s), met=met, note=note)
@@ -236,10 +313,11 @@ def too_few(lab: Lab, size: Size) -> Outcome:
                 f" not ready {unready_s is not None}, undone {before:.0f}, alive {alive}"
             )
             lab.advance(number + 1)
-        verdict = scene.verdict()
+        verdict, again = verdict_by_log(scene)
     note = (
         f"memory +{max(grown_mb):.0f} MB at most, "
-        f"{'lag told, not ready meanwhile' if fine else 'NOT alive, not ready, and lag told'}"
+        f"{'lag told, not ready meanwhile' if fine else 'NOT alive, not ready, and lag told'};"
+        f" {again} events were sent again"
     )
     met = fine and max(grown_mb) <= RSS_GROWTH_MB_MAX
     return Outcome.of(size.runs, [verdict], max(recovery_s), met=met, note=note)
@@ -306,10 +384,11 @@ def away(lab: Lab, size: Size) -> Outcome:
             grown_mb.append(watch.grown_mb)
             unready_s.append(size.seconds if unready is None or lied else unready - begin_s)
             lab.advance(number + 1)
-        verdict = scene.verdict()
+        verdict, again = verdict_by_log(scene)
     note = (
         f"away {size.seconds:.0f} s; not ready after {max(unready_s):.1f} s, ready again"
-        f" {max(ready_s):.1f} s after the broker; memory +{max(grown_mb):.0f} MB at most"
+        f" {max(ready_s):.1f} s after the broker; memory +{max(grown_mb):.0f} MB at most;"
+        f" {again} events were sent again"
     )
     met = (
         alive
