@@ -298,12 +298,13 @@ def too_few(lab: Lab, size: Size) -> Outcome:
                 before = metrics[ABORTED]
                 alive = worker.process.poll() is None
                 unready_s = watch.said(ready=False, since_s=begin_s)
-                cluster.start(*away)
+                # With the start of two processes.
                 since = Instant.now()
+                cluster.start(*away)
                 _drained(scene)
                 found = scene.recovery_s(since)
                 assert found is not None, "what is drained has come out"
-                recovery_s.append(max(0.0, found))
+                recovery_s.append(found)
                 cluster.wait_in_sync()
             grown_mb.append(watch.grown_mb)
             told = lag >= 0.9 * (size.events // size.runs)
