@@ -29,6 +29,8 @@ _TIMEOUT_S = 15.0
 _VISIBLE_POLL_S = 0.02
 # A connection that carries nothing any more is found out after this; the client's default is 60 s.
 SOCKET_TIMEOUT_MS = 10_000
+# A broker that is back is found after this; the client's default is 10 s.
+RECONNECT_MAX_MS = 1_000
 
 
 def client_properties(settings: Settings, bootstrap_servers: str) -> Properties:
@@ -37,6 +39,7 @@ def client_properties(settings: Settings, bootstrap_servers: str) -> Properties:
         "bootstrap.servers": bootstrap_servers,
         "client.id": f"headrace-{settings.project}",
         "socket.timeout.ms": SOCKET_TIMEOUT_MS,
+        "reconnect.backoff.max.ms": RECONNECT_MAX_MS,
         **settings.kafka.properties,
     }
 
@@ -74,10 +77,17 @@ def ensure_topics(client: AdminClient, specs: Iterable[TopicSpec]) -> tuple[str,
     return tuple(spec.name for spec in missing)
 
 
-def partition_counts(client: AdminClient, names: Iterable[str]) -> dict[str, int]:
-    """Return the number of partitions of each of ``names`` that exists."""
+def partition_counts(
+    client: AdminClient, names: Iterable[str], timeout_s: float = _TIMEOUT_S
+) -> dict[str, int]:
+    """Return the number of partitions of each of ``names`` that exists.
+
+    Raises:
+        KafkaUnavailableError: If no broker answers in time.
+
+    """
     wanted = set(names)
-    topics = _metadata(client).topics
+    topics = _metadata(client, timeout_s).topics
     return {name: len(topic.partitions) for name, topic in topics.items() if name in wanted}
 
 

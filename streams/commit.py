@@ -17,6 +17,7 @@ from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
 from headrace.streams.clients import KafkaClients
 from headrace.streams.errors import DeliveryError
+from headrace.streams.troubles import TroubleLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,6 +125,23 @@ def load_note(metadata: str | None) -> CommitNote | None:
     return CommitNote(**known) if "topic_id" in known else None
 
 
+def committed(
+    consumer: ConsumerClient, partitions: list[TopicPartition], timeout_s: float
+) -> list[TopicPartition]:
+    """Return the group's offsets with their metadata.
+
+    Raises:
+        KafkaException: If the broker does not say, be it of one partition: that is not the same
+            as that nothing was committed.
+
+    """
+    found = consumer.committed(partitions, timeout=timeout_s)
+    for one in found:
+        if one.error is not None:
+            raise KafkaException(one.error)
+    return found
+
+
 class Guarantee(Protocol):
     """How outputs and positions become visible together.
 
@@ -191,7 +209,7 @@ def producer_properties(
         "enable.gapless.guarantee": True,
         "delivery.report.only.error": True,
         # Trouble reaches us through the error callback; the rest is advice about settings.
-        "log_level": 3,
+        "log_level": 2,
     }
 
 
@@ -219,7 +237,9 @@ class CheckedProducer:
     ) -> None:
         self._failures: list[str] = []
         self._on_wait = on_wait
-        self._producer = (clients or KafkaClients()).producer(
+        clients = clients or KafkaClients()
+        self._trouble = TroubleLog("producer_trouble", clients.monotonic_s)
+        self._producer = clients.producer(
             {**properties, "on_delivery": self._delivered, "error_cb": self._errored}
         )
 
@@ -350,7 +370,7 @@ class CheckedProducer:
         if error.fatal():
             self._failures.append(error.str())
         else:
-            log.warning("producer_trouble", error=error.str())
+            self._trouble(error)
 
 
 def send_all(producer: CheckedProducer, outputs: Outputs) -> None:

@@ -14,7 +14,7 @@ from headrace.streams.intake import BatchSizer, backlog_batch
 from headrace.streams.pace import CommitPace
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from headrace.streams.batch import SingleOutput
     from headrace.streams.clients import Clients, ConsumerClient
@@ -63,6 +63,7 @@ class Committer:
         self._sending = self._committing = False
         self._recommit = False
         self._committed_s = 0.0
+        self._delivers = True
         self._pace = CommitPace(options.commit_interval_ms / 1000)
         self.guarantee = guarantee
         self.sizer = BatchSizer(options.batch_rows_max, options.batch_budget_ms / 1000)
@@ -115,7 +116,11 @@ class Committer:
         positions = [p for p in (owned.position() for owned in self._owned.values()) if p]
         if not positions:
             return
-        if self.guarantee.commit(positions, FLUSH_BUDGET_S, wait):
+        done = self.guarantee.commit(positions, FLUSH_BUDGET_S, wait)
+        if done != self._delivers:
+            self._delivers = done
+            self._watcher.delivers(done)
+        if done:
             self._known(positions)
 
     def commit_again(self) -> None:
@@ -136,6 +141,10 @@ class Committer:
         has_part = any(self._table.is_open(one.topic, one.partition) for one in partitions)
         if has_part and not self._committing:
             self.doom(reason)
+
+    def released(self, places: Collection[tuple[str, int]]) -> None:
+        """Take note of partitions that left."""
+        self._flow.released(places)
 
     def undo(self) -> None:
         """Go back to what is committed; nothing is under way."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from confluent_kafka import KafkaException
 
 from headrace.runtime.logging import get_logger
-from headrace.streams.commit import load_note
+from headrace.streams.commit import committed, load_note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,7 +59,7 @@ def _writers(
         }
     )
     try:
-        found = reader.committed(partitions, timeout=ANSWER_S)
+        found = committed(reader, partitions, ANSWER_S)
     finally:
         reader.close()
     notes = [load_note(one.metadata) for one in found]

@@ -15,7 +15,7 @@ from headrace.streams.lanes import ALIVE_HEADER
 from headrace.streams.routes import roles_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from confluent_kafka import TopicPartition
 
@@ -95,6 +95,10 @@ class Flow:
         if outputs.event_time_ms_max is not None:
             newest_ms = max(outputs.event_time_ms_max, self._newest_ms.get(place, 0))
             self._newest_ms[place] = newest_ms
+
+    def released(self, places: Collection[Place]) -> None:
+        """Take note of partitions that left: if they come back, nothing pauses them."""
+        self._paused.difference_update(places)
 
     def alive(self, now_s: float) -> list[EventBatch]:
         """Return batches for partitions that are to say again that they are at their end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import json
 import sys
@@ -67,8 +68,10 @@ log = get_logger(__name__)
 
 Answer = TypeVar("Answer")
 
+# Critical: at its own level a client writes a line for each attempt to find a broker that is away.
+KAFKA_LOG_LEVEL = 2
 MODELS_WAIT_S = 60.0
-START_WAIT_S_MAX = 10.0
+START_WAIT_S_MAX = 2.0
 # Who prepares ends when all is kept: then it should not take long.
 PREPARED_INTERVAL_MS = 2_000
 # The source's and the worker's thread hand over to each other many times a second; the default of
@@ -102,7 +105,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         HeadraceError: If it cannot start.
 
     """
-    environment = open_environment(folder)
+    environment = _quiet(open_environment(folder))
     plan = environment.pipeline(options.pipeline)
     models = LiveModels()
     group = _group(plan, options)
@@ -144,7 +147,8 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         erasures = _patiently(lambda: _erasures(environment, plan, context, online))
         lineage = _lineage(context, followed, options)
         keeper, checkpoints = _checkpoints(environment, plan, telemetry, clock, lineage)
-        watch = PartitionWatch(environment.client, _source_counts(plan, context))
+        counts = _source_counts(plan, context)
+        watch = PartitionWatch(environment.client, counts, telemetry.broker_answers)
         companions = [one for one in (online, erasures, checkpoints, watch) if one is not None]
         worker = None if identity is None else identity.name
         app = _app(
@@ -190,6 +194,12 @@ def _last_words(plan: PipelinePlan, followed: Followed, options: WorkerOptions) 
         rows = sum(followed.sources().values())
         return f"prepared: pipeline {plan.name}, the state of {rows} rows is kept for its workers"
     return f"drained: pipeline {plan.name}, all that its sources held is scored and committed"
+
+
+def _quiet(environment: Environment) -> Environment:
+    """Let Kafka's clients write nothing themselves: what troubles them is in the worker's log."""
+    client = {"log_level": KAFKA_LOG_LEVEL, **environment.client}
+    return dataclasses.replace(environment, client=client)
 
 
 def _run(app: StreamApp, keeper: CheckpointWriter | None, watch: PartitionWatch) -> int:

@@ -158,6 +158,7 @@ class Ownership:
             consumer.incremental_assign(
                 [TopicPartition(o.topic, o.partition, o.next_offset) for o in started]
             )
+            self._unpause(at_once)
             if restored:
                 consumer.pause([TopicPartition(one.topic, one.partition) for one in restored])
                 self._restoring |= {(one.topic, one.partition): one for one in restored}
@@ -172,6 +173,10 @@ class Ownership:
         self._next_report_s = 0.0
         self._watcher.assigned(list(self._owned.values()))
         self.report_replay()
+
+    def _unpause(self, started: Sequence[OwnedPartition]) -> None:
+        """Have new partitions read: the client keeps the pause of one that left and comes back."""
+        self._consumer.resume([TopicPartition(one.topic, one.partition) for one in started])
 
     def _take(self, partitions: list[TopicPartition]) -> list[OwnedPartition]:
         """Own new partitions from the beginning of their logs on."""
@@ -249,5 +254,6 @@ class Ownership:
             self._restoring.pop(place, None)
             self._table.drop(*place)
         self._hand_over.forget_rows(places)
+        self._committer.released(places)
         log.info("partitions_released", count=len(partitions))
         self._watcher.assigned(list(self._owned.values()))

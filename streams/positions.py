@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from headrace.runtime.errors import explain
 from headrace.runtime.logging import get_logger
 from headrace.streams.commit import CommitNote, Position, load_note
+from headrace.streams.commit import committed as offsets_of
 from headrace.streams.errors import PositionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from headrace.streams.clients import ConsumerClient
     from headrace.streams.preparing import Followed
 
 log = get_logger(__name__)
 
+Answer = TypeVar("Answer")
+
 # What to do about committed offsets that do not fit the topic: stop and let a person decide,
 # process and emit what the topic holds now, or take what it holds for emitted.
 Mismatch = Literal["stop", "replay", "skip"]
 BROKER_TIMEOUT_S = 15.0
+# A broker that is away when partitions are given is waited for; other errors come at once.
+ATTEMPTS = 10
 CHOICES = (
     "start once with `headrace worker --on-mismatch replay` to process and emit everything that "
     "the topic holds now, or `--on-mismatch skip` to take it as emitted already"
+)
+
+
+# librdkafka spells its local codes with a leading underscore.
+_NO_ANSWER = frozenset(
+    {
+        KafkaError._TIMED_OUT,
+        KafkaError._TRANSPORT,
+        KafkaError._ALL_BROKERS_DOWN,
+    }
 )
 
 
@@ -129,13 +144,13 @@ def own(
     Raises:
         PositionError: If a committed offset belongs to another topic of the same name, or lies
             outside of what the topic holds; or if there are more partitions than there were.
-        KafkaException: If the broker does not answer in time.
+        KafkaException: If the broker refuses, or does not answer however often it is asked.
 
     """
     owned = []
-    known = consumer.committed(partitions, timeout=BROKER_TIMEOUT_S)
+    known = _patiently(lambda: offsets_of(consumer, partitions, BROKER_TIMEOUT_S))
     for committed in known if followed is None else map(followed.position, known):
-        marks = consumer.get_watermark_offsets(committed, timeout=BROKER_TIMEOUT_S)
+        marks = _marks(consumer, committed)
         assert marks is not None, "only a cached answer may be missing"
         low, high = marks
         topic_id = topic_ids[committed.topic]
@@ -172,6 +187,28 @@ def own(
             )
         )
     return owned
+
+
+def _marks(consumer: ConsumerClient, partition: TopicPartition) -> tuple[int, int] | None:
+    return _patiently(lambda: consumer.get_watermark_offsets(partition, timeout=BROKER_TIMEOUT_S))
+
+
+def _patiently(ask: Callable[[], Answer]) -> Answer:
+    """Ask again where the broker may yet answer.
+
+    Within a rebalance there is nobody to come back to: partitions that are given and not begun
+    would be read by nobody.
+    """
+    left = ATTEMPTS
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            left -= 1
+            reason = error.args[0]
+            if not left or not (reason.retriable() or reason.code() in _NO_ANSWER):
+                raise
+            log.warning("waiting_for_positions", error=reason.str())
 
 
 def refuse_lost_history(owned: OwnedPartition, mismatch: Mismatch) -> None:

@@ -28,6 +28,7 @@ from headrace.streams.intake import backlog_batch, batches, end_batch, group
 from headrace.streams.ownership import Ownership
 from headrace.streams.source_options import SourceOptions, SourceWatcher, consumer_properties
 from headrace.streams.transaction import ExactlyOnce
+from headrace.streams.troubles import TroubleLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -76,6 +77,7 @@ class Source:
         self._stopping = False
         self._drain_wanted = True
         self._drain = Drain(self._owned)
+        self._trouble = TroubleLog("broker_trouble", self._clients.monotonic_s)
         self._next_tick_s = 0.0
         self._polled_s = 0.0
         self._consumer = self._clients.consumer(
@@ -346,14 +348,18 @@ class Source:
 
     def _tick(self, now_s: float) -> None:
         self._next_tick_s = now_s + 1.0
-        for owned in self._owned.values():
-            owned.high_offset = max(owned.high_offset, self._high_offset(owned))
-        self._watcher.ticked(list(self._owned.values()))
+        self._look()
         self._guarantee.poll()
         if self._options.drained is not None and self._drain.is_over(self._is_settled()):
             self._committer.commit_again()
             self._options.drained()
             self._stopping = True
+
+    def _look(self) -> None:
+        """Tell how far the partitions are from their ends."""
+        for owned in self._owned.values():
+            owned.high_offset = max(owned.high_offset, self._high_offset(owned))
+        self._watcher.ticked(list(self._owned.values()))
 
     def _is_settled(self) -> bool:
         """Whether nothing is under way: no rows, no ticket, no transaction."""
@@ -378,6 +384,8 @@ class Source:
             ]
         )
         self._raise_fault()
+        # Who waits for a broker falls behind, and says so.
+        self._look()
 
     def _fail(self, error: BaseException) -> None:
         """Keep what must end the loop, for where it can be raised."""
@@ -397,4 +405,4 @@ class Source:
         if error.fatal():
             self._fault = DeliveryError(f"the consumer cannot go on: {error.str()}")
         else:
-            log.warning("broker_trouble", error=error.str())
+            self._trouble(error)

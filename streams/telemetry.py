@@ -171,7 +171,8 @@ class Telemetry:
         self._on_ready = on_ready
         self._partitions = 0
         self._labelled: set[tuple[str, str]] = set()
-        self.is_ready = False
+        self._caught_up = False
+        self._delivers = self._broker_answers = True
         self.events = _counter(registry, "events", "Events read, without silent replay", "topic")
         self.replayed = _counter(registry, "replayed", "Events replayed in silence", "topic")
         self.scored = _counter(registry, "scored", "Predictions sent", "pipeline")
@@ -239,12 +240,25 @@ class Telemetry:
         """Count a commit whose outcome had to be looked up."""
         self.transactions.unknown.inc()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether the state is whole, the broker answers, and outputs can be committed."""
+        return self._caught_up and self._delivers and self._broker_answers
+
+    def delivers(self, able: bool) -> None:
+        """Take note of whether outputs can be committed now."""
+        self._delivers = able
+
+    def broker_answers(self, answers: bool) -> None:
+        """Take note of whether a broker answers; any thread may call."""
+        self._broker_answers = answers
+
     def assigned(self, owned: Sequence[OwnedPartition]) -> None:
         """Take note of the partitions owned now; those that left lose their lag."""
         self._partitions = len(owned)
         self.owned.set(len(owned))
         if any(one.replay_rows for one in owned):
-            self.is_ready = False
+            self._caught_up = False
         now = {(one.topic, str(one.partition)) for one in owned}
         for gone in self._labelled - now:
             self.lag_rows.remove(*gone)
@@ -253,8 +267,8 @@ class Telemetry:
 
     def caught_up(self) -> None:
         """Be ready: all that was committed is in the state."""
-        first = not self.is_ready
-        self.is_ready = True
+        first = not self._caught_up
+        self._caught_up = True
         if first:
             self._on_ready(self._partitions)
 

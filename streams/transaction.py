@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from headrace.runtime.logging import get_logger
 from headrace.streams.commit import (
     CheckedProducer,
+    committed,
     load_note,
     producer_properties,
     send_all,
@@ -60,6 +61,11 @@ _FOR_GOOD = frozenset(
 )
 
 
+# The client cannot go on after these, but nobody has taken the id: a coordinator that took over
+# had ended the transaction, and is asked to end it again. A new producer finds out.
+_NO_FENCE = frozenset({KafkaError.INVALID_TXN_STATE, KafkaError.INVALID_PRODUCER_ID_MAPPING})
+
+
 class TransactionWatcher(Protocol):
     """Who is told how transactions end."""
 
@@ -73,6 +79,10 @@ class TransactionWatcher(Protocol):
 
     def transaction_unknown(self) -> None:
         """Take note of a commit whose outcome had to be looked up."""
+        ...
+
+    def delivers(self, able: bool) -> None:
+        """Take note of whether outputs can be committed now; at first they can."""
         ...
 
 
@@ -102,6 +112,7 @@ class TransactionalProducer(CheckedProducer):
         self._id = str(properties["transactional.id"])
         self._doom: str | None = None
         self._fatal: str | None = None
+        self._spent = False
         self.troubles = 0
         super().__init__(properties, on_wait, clients)
 
@@ -150,6 +161,8 @@ class TransactionalProducer(CheckedProducer):
             FencedError: If this producer cannot go on.
 
         """
+        if self._spent:
+            return False
         try:
             self._producer.abort_transaction(timeout_s)
         except KafkaException as error:
@@ -177,27 +190,36 @@ class TransactionalProducer(CheckedProducer):
 
     def _failed(self, error: BaseException) -> None:
         reason = error.args[0] if isinstance(error, KafkaException) else None
-        if isinstance(reason, KafkaError) and not reason.fatal():
+        if isinstance(reason, KafkaError):
+            if reason.fatal():
+                self._ended(reason)
+            else:
+                self._doom = self._doom or reason.str()
+        elif not self._spent:
+            self._fatal = self._fatal or str(error)
+
+    def _ended(self, reason: KafkaError) -> None:
+        """Take note of what this client cannot go on after; a new one may, if it is no fence."""
+        if self._spent or reason.code() in _NO_FENCE:
+            self._spent = True
             self._doom = self._doom or reason.str()
         else:
-            self._fatal = self._fatal or (
-                reason.str() if isinstance(reason, KafkaError) else str(error)
-            )
+            self._fatal = self._fatal or reason.str()
 
     def _refused(self, topic: str, error: KafkaError) -> None:
         if error.code() in _FOR_GOOD:
             super()._refused(topic, error)
         elif error.fatal():
-            self._fatal = self._fatal or error.str()
+            self._ended(error)
         else:
             self._doom = self._doom or f"{topic}: {error.str()}"
 
     def _errored(self, error: KafkaError) -> None:
         if error.fatal():
-            self._fatal = self._fatal or error.str()
+            self._ended(error)
         else:
             self.troubles += 1
-            log.warning("producer_trouble", error=error.str())
+            self._trouble(error)
 
 
 class ExactlyOnce:
@@ -380,11 +402,15 @@ class ExactlyOnce:
                 producer = TransactionalProducer(self._properties, self._on_wait, self._clients)
             if waits == 0:
                 log.warning("waiting_for_transactions", transactional_id=self._id)
+                self._watcher.delivers(False)
             waits += 1
             if self._given_up():
                 message = f"{self._id} was stopped while the broker was away"
                 raise FencedError(message)
             self._on_wait()
+        if waits:
+            log.info("transactions_ready", transactional_id=self._id)
+            self._watcher.delivers(True)
         self._producer = producer
 
     def _find_out(self, positions: Sequence[Position]) -> bool:
@@ -397,7 +423,7 @@ class ExactlyOnce:
         wanted = [TopicPartition(*place) for place in versions]
         while wanted:
             try:
-                found = self._consumer.committed(wanted, timeout=ANSWER_S)
+                found = committed(self._consumer, wanted, ANSWER_S)
             except KafkaException as error:
                 log.warning("committed_offsets_unknown", error=error.args[0].str())
                 if self._given_up():

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.chaos import report
+from bench.chaos.nodes import cluster_stack
 from bench.chaos.rows import Lab, Size, all_rows
 from bench.measure import BenchError
 from bench.project import fresh_stack
@@ -40,15 +41,11 @@ WIDTH = 180
 
 @contextlib.contextmanager
 def infrastructure(folder: Path, nodes: int) -> Iterator[Endpoints]:
-    """Start Kafka of so many nodes, Redis and registry over an empty folder; stop them after.
-
-    Raises:
-        BenchError: If there is no cluster of that size.
-
-    """
-    if nodes != 1:
-        msg = f"a cluster must have 1 node; {nodes} were asked for"
-        raise BenchError(msg)
+    """Start Kafka of so many nodes, Redis and registry over an empty folder; stop them after."""
+    if nodes > 1:
+        with cluster_stack(folder, nodes) as endpoints:
+            yield endpoints
+        return
     stack = fresh_stack(folder)
     try:
         yield stack.up()

@@ -89,6 +89,7 @@ class SimulatedConsumer:
         self._member: Member | None = None
         self._generation = -1
         self._fenced = self._calling = False
+        # As the real client does, it keeps a pause for the next time that it owns a partition.
         self._paused: set[Place] = set()
         self._ends: dict[Place, int] = {}
         self._answers: list[tuple[KafkaError | None, list[TopicPartition]]] = []
@@ -317,7 +318,6 @@ class SimulatedConsumer:
         for place in places:
             self.assigned.pop(place, None)
             self._ends.pop(place, None)
-            self._paused.discard(place)
 
     def _fetch(self, count: int) -> list[Received]:
         """Return up to so many messages and events, of some partitions, of each a run."""

@@ -151,6 +151,10 @@ MUTATIONS = {
         "the end of a log that has grown since counts as done",
         (HandOver, "holds", lambda _self, _topic, _partition: False),
     ),
+    "pause": _mutation(
+        "a partition that was lost while it was paused comes back paused",
+        (Ownership, "_unpause", lambda _self, _started: None),
+    ),
     "flush": _mutation(
         "offsets are committed before the outputs are there",
         (CheckedProducer, "flush", lambda _self, _timeout_s: True),

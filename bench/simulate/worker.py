@@ -204,3 +204,7 @@ class Worker:
     def transaction_unknown(self) -> None:
         """Write down that a commit was not answered."""
         self.process.world.note(self.process.name, "outcome unknown")
+
+    def delivers(self, able: bool) -> None:
+        """Write down whether outputs can be committed."""
+        self.process.world.note(self.process.name, "delivers" if able else "delivers nothing")
