@@ -132,6 +132,8 @@ def all_committed(scene: Scene) -> None:
     wait(lambda: scene.project.committed() >= sum(ends(scene)), f"an end in {scene.folder}")
 
 
+#: What a refusal tells a person to choose from, where rows were not read and where state is lost.
+COMMANDS = ("--on-mismatch replay", "--on-mismatch skip")
 LOST = ("put the checkpoint folder back", "--on-mismatch skip", "replay")
 
 
@@ -188,8 +190,8 @@ def not_retained(lab: Lab, size: Size) -> Outcome:
             cut_log(scene, first)
             proxy.refuses = False
             if alive:
-                faults += unsaid(scene, worker, read)
-            faults += refused(scene, first, "--on-mismatch replay", "--on-mismatch skip")
+                faults += unsaid(scene, worker, read, *COMMANDS)
+            faults += refused(scene, first, *COMMANDS)
             before = Stretch([0] * len(read), [0] * len(read), read)
             verdicts.append(_gone_on(scene, way, first, before))
         lab.advance(number + 1)
