@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,9 @@ import pyarrow as pa
 from confluent_kafka import TopicPartition
 from structlog.testing import capture_logs
 
-from bench import restore as bench_restore
 from bench.chaos.reader import OUTPUTS
 from bench.chaos.rows import Outcome, Row, Size
-from bench.chaos.scene import Scene, ended, wait
+from bench.chaos.scene import WAIT_S, Scene, ended, wait
 from bench.chaos.spoil import SPOIL, content, newest, spoil_each
 from bench.chaos.verdict import Oracle, Outputs, inversions
 from headrace.runtime.kafka import admin
@@ -127,9 +125,13 @@ def ends(scene: Scene) -> list[int]:
     return [len(scene.sent_to(partition)) for partition in range(scene.project.partitions)]
 
 
-def all_committed(scene: Scene) -> None:
+def all_committed(scene: Scene, timeout_s: float = WAIT_S) -> None:
     """Wait until the workers have committed all that was sent."""
-    wait(lambda: scene.project.committed() >= sum(ends(scene)), f"an end in {scene.folder}")
+    wait(
+        lambda: scene.project.committed() >= sum(ends(scene)),
+        f"an end in {scene.folder}",
+        timeout_s,
+    )
 
 
 #: What a refusal tells a person to choose from, where rows were not read and where state is lost.
@@ -352,26 +354,6 @@ def _each_by_itself(scene: Scene, copy: Path, draw: random.Random, faults: list[
         return spoil_each(folder, restored, draw, faults)
 
 
-def restore_times(lab: Lab, size: Size) -> Outcome:
-    """Row 24: a million keys of eight windows come back, from one file and from several."""
-    whole_s, chain_s = [], []
-    for number in range(size.runs):
-        work = lab.folder / f"run{number}" / "restore"
-        work.parent.mkdir()
-        # It fails by itself if what comes back is not what was kept, bit by bit.
-        bench_restore.main(["--keys", str(size.events), "--work", str(work)])
-        figures = json.loads((work.parent / "restore.json").read_text(encoding="utf-8"))
-        whole_s.append(figures["restore_base_s"])
-        chain_s.append(figures["restore_chain_s"])
-        lab.advance(number + 1)
-    note = (
-        f"{size.events:,} keys of {len(bench_restore.WINDOWS)} windows: {max(whole_s):.2f} s from a"
-        f" base each, {max(chain_s):.2f} s with {bench_restore.SEGMENTS} segments over it"
-    )
-    met = max(whole_s) <= bench_restore.LOCAL_S_MAX and max(chain_s) <= bench_restore.CHAIN_S_MAX
-    return Outcome(size.runs, None, None, None, 0, max(whole_s), met, note)
-
-
 ROWS = (
     Row(
         19,
@@ -395,12 +377,5 @@ ROWS = (
         spoilt,
         full=Size(runs=12, events=120_000),
         ci=Size(runs=2, events=3_000),
-    ),
-    Row(
-        24,
-        "a million keys restored",
-        "3 s from one file, 30 s from a base and segments",
-        restore_times,
-        full=Size(runs=1, events=1_000_000),
     ),
 )
