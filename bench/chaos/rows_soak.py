@@ -275,12 +275,13 @@ class Growth:
 
     The slope is the median of those between any two medians of ``EVERY_S`` (Theil and Sen), the
     interval that of 95 % if these were independent; they are not quite, so it is a little narrow.
-    Counts are medians of the last quarter less those of the first.
+    ``mb`` and the counts are medians of the last quarter less those of the first.
     """
 
     mb_h: float
     low_mb_h: float
     high_mb_h: float
+    mb: float
     fds: float
     threads: float
 
@@ -299,11 +300,12 @@ class Growth:
         slope = theilslopes(rss_mb, at_h)
         quarter = max(1, len(looked) // 4)
         first, last = np.array(looked[:quarter]), np.array(looked[-quarter:])
-        _, _, fds, threads = np.median(last, axis=0) - np.median(first, axis=0)
+        _, mb, fds, threads = np.median(last, axis=0) - np.median(first, axis=0)
         return cls(
             float(slope.slope),
             float(slope.low_slope),
             float(slope.high_slope),
+            float(mb),
             float(fds),
             float(threads),
         )
@@ -317,6 +319,7 @@ class Growth:
         """Return it in words."""
         return (
             f"RSS {self.mb_h:+.1f} MB/h ({self.low_mb_h:+.1f} to {self.high_mb_h:+.1f}),"
+            f" {self.mb:+.1f} MB from first to last quarter,"
             f" descriptors {self.fds:+.0f}, threads {self.threads:+.0f}"
         )
 
