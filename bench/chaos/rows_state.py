@@ -219,7 +219,7 @@ def _gone_on(scene: Scene, way: str, first: Sequence[int], before: Stretch) -> V
 
 def checkpoints_gone(lab: Lab, size: Size) -> Outcome:
     """Row 21: no checkpoint is left, or none that the log still reaches back to."""
-    tries = (_deleted, _put_back, _too_old_skip, _too_old_replay)
+    tries = (_put_back, _too_old_skip, _deleted, _too_old_replay)
     verdicts: list[Verdict] = []
     faults: list[str] = []
     for number in range(size.runs):
