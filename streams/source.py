@@ -26,6 +26,7 @@ from headrace.streams.flow import Flow
 from headrace.streams.handover import HandOver
 from headrace.streams.intake import backlog_batch, batches, end_batch, group
 from headrace.streams.ownership import Ownership
+from headrace.streams.positions import CHOICES
 from headrace.streams.source_options import SourceOptions, SourceWatcher, consumer_properties
 from headrace.streams.transaction import ExactlyOnce
 from headrace.streams.troubles import TroubleLog
@@ -331,7 +332,7 @@ class Source:
                     "be retained by the broker",
                     event.offset(),
                     f"{event.topic()}[{event.partition()}]",
-                    "the topic was cut or made anew while the worker ran: start the worker again",
+                    f"the topic was cut or made anew while the worker ran; {CHOICES}",
                 )
             )
         # An event has the code of a fatal error, and says that it is none.

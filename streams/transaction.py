@@ -174,6 +174,15 @@ class TransactionalProducer(CheckedProducer):
         self._doom = None
         return True
 
+    def close(self) -> None:
+        """Drop what is queued and end the client; nothing may be called any more.
+
+        Its callbacks are methods of this object, so without this the two would keep each other
+        alive, with threads and connections, until a collection that a worker hardly ever makes.
+        """
+        self.discard()
+        del self._producer
+
     def _call(self, call: Callable[[], object]) -> bool:
         try:
             call()
@@ -389,7 +398,7 @@ class ExactlyOnce:
         """Take a new producer; when this returns, every former transaction of the id has ended."""
         self._opened_s = None
         if self._producer is not None:
-            self._producer.discard()
+            self._producer.close()
             self._producer = None
         producer = TransactionalProducer(self._properties, self._on_wait, self._clients)
         waits = 0
@@ -399,6 +408,7 @@ class ExactlyOnce:
                     break
             except UndoneError as error:
                 log.warning("transactions_not_ready", error=str(error))
+                producer.close()
                 producer = TransactionalProducer(self._properties, self._on_wait, self._clients)
             if waits == 0:
                 log.warning("waiting_for_transactions", transactional_id=self._id)

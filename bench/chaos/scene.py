@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from bench.chaos.rows import Lab
-    from bench.chaos.verdict import Verdict
+    from bench.chaos.verdict import Oracle, Verdict
 
 START_MS = 1_750_000_000_000
 CUSTOMERS, SHOPS = 50, 20
@@ -166,6 +166,10 @@ class Scene:
         self._sent.append((self.project.place(key), self.project.record(*row)))
         return key, self.project.payment(*row)
 
+    def sent_to(self, partition: int) -> list[Mapping[str, object]]:
+        """Return the records of a partition; a record's offset is its place."""
+        return [record for place, record in self._sent if place == partition]
+
     @property
     def sent(self) -> int:
         """How many events were sent, or are being sent."""
@@ -180,6 +184,7 @@ class Scene:
         own_state: bool = False,
         proxied: bool | None = None,
         environment: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> LiveWorker:
         """Start a worker and return at once; ``wait_ready`` of it tells when it is at work.
 
@@ -189,6 +194,7 @@ class Scene:
                 machine; then it needs an ordinal.
             proxied: Whether it reaches the broker through the proxy; None: if there is one.
             environment: Settings for this worker alone, as ``HEADRACE__…`` variables.
+            options: Of the command line.
 
         """
         own: dict[str, str] = {}
@@ -199,7 +205,7 @@ class Scene:
             own["HEADRACE__STATE_FOLDER"] = str(self.folder / f"state-{ordinal}")
         if self.proxy is not None and proxied is not False:
             own["HEADRACE__KAFKA__BOOTSTRAP_SERVERS"] = f"127.0.0.1:{self.proxy.port}"
-        worker = LiveWorker(self.folder, environment={**own, **(environment or {})})
+        worker = LiveWorker(self.folder, *options, environment={**own, **(environment or {})})
         self._workers.append(worker)
         return worker
 
@@ -251,8 +257,12 @@ class Scene:
         """
         self.drained()
         self.stop_workers()
+        return self.judged(without_faults(self.project, self._sent))
+
+    def judged(self, oracle: Oracle) -> Verdict:
+        """Compare what is committed with what is expected; for rows that expect something else."""
         order = {str(row[0]): place for place, row in enumerate(self.events.rows)}
-        return judge(self.project, without_faults(self.project, self._sent), order, self.reader)
+        return judge(self.project, oracle, order, self.reader)
 
     def recovery_s(self, since: Instant, timeout_s: float = DRAIN_S) -> float | None:
         """Return the seconds from an instant to when an output committed after it was seen.

@@ -23,6 +23,11 @@ def lab(stack, tmp_path, unique_name):
     [
         (1, Size(runs=4, events=2_000), False),
         (7, Size(runs=3, events=900), False),
+        (14, Size(runs=1, events=20_000), False),
+        (19, Size(runs=1, events=900), False),
+        (21, Size(runs=1, events=1_000), False),
+        (23, Size(runs=2, events=3_000), False),
+        (25, Size(runs=1, events=1_000, seconds=2.0), False),
     ],
 )
 def test_outputs_are_those_of_a_run_without_faults(lab, number, size, timed):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 CODE = """
 import logging
@@ -25,3 +26,16 @@ def test_events_are_json_lines_on_stderr_where_no_terminal_is():
     assert content.pop("timestamp").endswith("Z")
     assert content == {"event": "batch_done", "level": "info", "module": "source", "rows": 3}
     assert library.endswith("WARNING library careful")
+
+
+def test_a_log_that_cannot_be_written_stops_nobody():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", f"{CODE}\nprint('went on')"],
+            stdout=subprocess.PIPE,
+            stderr=full,
+            text=True,
+            check=False,
+        )
+
+    assert (done.returncode, done.stdout) == (0, "went on\n")

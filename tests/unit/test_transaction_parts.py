@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from headrace.streams.batch import EventBatch, Outputs
+from headrace.streams.clients import KafkaClients
 from headrace.streams.commit import CommitNote, load_note
 from headrace.streams.errors import IdentityError
 from headrace.streams.identity import given_ordinal, identify
 from headrace.streams.pace import INTERVAL_MAX_S, CommitPace
 from headrace.streams.positions import OwnedPartition
 from headrace.streams.tickets import ProcessorTable, Ticket, process
+from headrace.streams.transaction import TransactionalProducer, transactional_properties
 
 
 class Summing:
@@ -152,3 +156,30 @@ def test_only_a_replica_of_a_stateful_set_is_named_by_its_host():
     assert given_ordinal(None, inside, "worker-7d9f8") is None
     assert given_ordinal(None, {}, "ip-10-0-0-12") is None
     assert given_ordinal(5, inside, "worker-12") == 5
+
+
+def client_threads():
+    """Return the ids of the threads that Kafka's clients have in this process."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):
+            if (task / "comm").read_text().startswith("rdk:"):
+                found.add(task.name)
+    return found
+
+
+def test_a_producer_that_is_thrown_away_takes_its_threads_with_it(wait_until):
+    """A worker makes a new one for each commit in doubt; it runs for months."""
+    before = client_threads()
+    properties = transactional_properties({"bootstrap.servers": "127.0.0.1:9"}, 5, "p.q.0")
+    gc.disable()
+    try:
+        producer = TransactionalProducer(properties, lambda: None, KafkaClients())
+        wait_until(lambda: client_threads() - before)
+        made = client_threads() - before
+
+        producer.close()
+
+        wait_until(lambda: not made & client_threads())
+    finally:
+        gc.enable()
