@@ -74,7 +74,7 @@ def _value(one: Feature, row: Row, cells: Sequence[_Cell], time_ms: int) -> obje
     if one.kind == "row":
         return row[one.column]
     if row.get(one.key) is None:
-        return None
+        return 0 if one.kind == "count" else None
     inside = [cell.row for cell in cells if time_ms - one.window_ms < cell.time_ms <= time_ms]
     if one.kind == "count":
         return len(inside)
