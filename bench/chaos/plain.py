@@ -95,7 +95,7 @@ def _bits(value: object) -> Hashable:
 
 
 def expected(rows: Sequence[Row], features: Sequence[Feature]) -> Outputs:
-    """Return what should stand in the snapshots of these rows, in the order of their log."""
+    """Return what should stand in the snapshots of these rows, given in the order of their log."""
     ids = [str(row["payment_id"]) for row in rows]
     return Outputs(ids, features_at(rows, features), [row["customer_id"] for row in rows])
 
