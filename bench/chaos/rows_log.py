@@ -223,7 +223,8 @@ def gaps(lab: Lab, size: Size) -> Outcome:
         lag = _lag(worker)
         scene.stop_workers()
         # Whatever it restores from: a checkpoint first, then nothing but the log.
-        again_s = []
+        again_s: list[float] = []
+        log: list[Sent] = []
         for ordinal in (1, 2):
             begin_s = time.monotonic()
             worker = scene.started(ordinal=ordinal, own_state=True)
