@@ -109,15 +109,21 @@ class Found:
 
     def outputs(self, features: Sequence[Feature], key: str = "customer_key") -> Outputs:
         """Return ids and the features' values in the form of ``expected``."""
-        values = [
+        return of_rows(self.rows, features, key)
+
+
+def of_rows(
+    rows: Sequence[Mapping[str, object]], features: Sequence[Feature], key: str = "customer_key"
+) -> Outputs:
+    """Return ids and the features' values of outputs in the form of ``expected``."""
+    return Outputs(
+        [str(row["event_id"]) for row in rows],
+        [
             tuple(_bits(row[one.column if one.kind == "row" else one.name]) for one in features)
-            for row in self.rows
-        ]
-        return Outputs(
-            [str(row["event_id"]) for row in self.rows],
-            values,
-            [row[key] for row in self.rows],
-        )
+            for row in rows
+        ],
+        [row[key] for row in rows],
+    )
 
 
 def found(project: LiveProject, records: Sequence[Seen]) -> Found:
@@ -135,12 +141,16 @@ def found(project: LiveProject, records: Sequence[Seen]) -> Found:
 
 
 def judge_plain(
-    project: LiveProject, wanted: Outputs, features: Sequence[Feature], reader: Reader
+    project: LiveProject,
+    wanted: Outputs,
+    features: Sequence[Feature],
+    reader: Reader,
+    key: str = "customer_key",
 ) -> Verdict:
     """Compare what is committed with what rows alone say; see ``verdict.judge``.
 
-    Snapshots must hold the features, predictions must be there; both in the order of their key, if
-    no event id stands twice among ``wanted``.
+    Snapshots must hold the features, predictions must be there; both in the order of ``key``, if no
+    event id stands twice among ``wanted``.
     """
     order: Mapping[str, int] = {}
     if len(set(wanted.ids)) == len(wanted.ids):
@@ -151,7 +161,7 @@ def judge_plain(
         reader.wait(lambda: len(reader.records(name)) >= len(there), CATCH_UP_S)  # noqa: B023
         rows = found(project, there)
         looked_at = features if name == "snapshots" else ()
-        outputs = rows.outputs(looked_at)
+        outputs = rows.outputs(looked_at, key)
         asked = Outputs(
             wanted.ids,
             wanted.contents if looked_at else [()] * len(wanted.ids),

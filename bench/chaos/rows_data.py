@@ -375,7 +375,6 @@ ROWS = (
         "as the table of values in the docs says; no sum is poisoned",
         odd_values,
         full=Size(runs=20, events=20_000),
-        ci=Size(runs=1, events=2_000),
     ),
     Row(
         37,

@@ -214,6 +214,11 @@ class Scene:
         worker.wait_ready()
         return worker
 
+    def kill_workers(self) -> None:
+        """Kill the workers that run."""
+        for worker in [one for one in self._workers if one.process.poll() is None]:
+            worker.kill()
+
     def uncommitted_reader(self) -> Reader:
         """Begin to read what was written, committed or not."""
         return Reader(self.project, "read_uncommitted")
