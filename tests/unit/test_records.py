@@ -59,7 +59,13 @@ LONGS = [
     [2_000_000, 99_999_999_999, 64, -10],
     [1, 100, -(2**62), 7],
 ]
-NUMBERS = [[0.1, 3.0], [-0.0, -(2.0**53)], [math.nan, math.nan], [math.inf, -math.inf], [1e308, 64.0]]
+NUMBERS = [
+    [0.1, 3.0],
+    [-0.0, -(2.0**53)],
+    [math.nan, math.nan],
+    [math.inf, -math.inf],
+    [1e308, 64.0],
+]
 KEYS = ["", "Łódź", None, "x" * 300, "c1"]
 STATUSES = ["ok", "no_score", "ok", "", "incomplete"]
 
