@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from headrace.features.output_schemas import output_schemas
 from headrace.features.store.views import online_entities
 from headrace.runtime import topics
-from headrace.runtime.clock import SystemClock
+from headrace.runtime.clock import process_clock
 from headrace.runtime.errors import KafkaUnavailableError, explain
 from headrace.runtime.health import HealthServer
 from headrace.runtime.kafka import admin, partition_counts, topic_ids
@@ -119,7 +119,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
     def ready(partitions: int) -> None:
         say(f"worker ready: pipeline {plan.name}, group {group}, {partitions} partitions{url}")
 
-    clock = SystemClock()
+    clock = process_clock()
     telemetry = Telemetry(registry, plan.name, clock, ready)
     health = _health(environment, options, registry, telemetry)
     if health is not None:

@@ -203,6 +203,7 @@ def _judge(
     missing = ~np.isfinite(score)
     if missing.any() or incomplete.any():
         status = None
+        score = np.where(missing, np.nan, score)
         by_row = pa.array(np.where(missing, NO_SCORE, np.where(incomplete, INCOMPLETE, OK)))
     short = model.sha256[:MODEL_HASH_DIGITS]
     whose = _Whose(model.model, model.version, model.role, model.revision, short, status)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Operations of a program: [operation, a, b].
 _CONSTANT = 0  # constants[a:b]
 _LONG = 1  # longs[:, a]
-_DOUBLE = 2  # nullable, numbers[:, a]; null where not finite
+_DOUBLE = 2  # nullable, numbers[:, a]; null where NaN
 _WHOLE = 3  # nullable long, numbers[:, a]; null where not finite
 _TEXT = 4  # nullable string, text a; b: its place in ``valid``, -1 for never null
 _DIGITS = 5  # nullable string, longs[:, a] in decimal; b as above
@@ -57,7 +57,7 @@ class Long:
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """Column ``index`` of the numbers; not finite is null."""
+    """Column ``index`` of the numbers; NaN is null, and an infinity where the field is a long."""
 
     index: int
 
@@ -325,7 +325,7 @@ def _write(
                 at = _put_decimal(out, at + 1, offset, offset_bytes)
             elif code <= _WHOLE:
                 number = numbers[row, first]
-                if not np.isfinite(number):
+                if np.isnan(number) or (code == _WHOLE and np.isinf(number)):
                     out[at] = _NULL_BRANCH
                     at += 1
                     continue

@@ -320,7 +320,8 @@ class Source:
             if owned.stop_offset is not None:
                 end = min(end, owned.stop_offset)
             owned.high_offset = max(owned.high_offset, end)
-            if owned.end_told or end < owned.next_offset:
+            # An end that was told moves on over an aborted transaction, without any row.
+            if end < owned.next_offset or (owned.end_told and end == owned.next_offset):
                 return []
             owned.next_offset = end
             owned.end_told = True

@@ -20,6 +20,7 @@ from headrace.runtime.dev.proxy import KafkaFaultProxy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from bench.chaos.rows import Lab
     from bench.chaos.verdict import Oracle, Verdict
@@ -78,6 +79,7 @@ class Scene:
         name: str,
         *,
         definitions: str = DEFINITIONS,
+        fields: tuple[dict[str, object], ...] = (),
         stream: Mapping[str, object] | None = None,
         settings: Mapping[str, object] | None = None,
         partitions: int = 4,
@@ -90,6 +92,7 @@ class Scene:
             lab: The row's.
             name: Of letters and digits; a row's scenes have different ones.
             definitions: ``DEFINITIONS``, ``TWO_ENTITIES``, or others with a ``payments`` source.
+            fields: Of the events' schema, after those that ``definitions`` of this module need.
             stream: Settings of the section ``stream``, beside exactly-once.
             settings: Other sections, by name.
             partitions: Of every topic.
@@ -119,7 +122,7 @@ class Scene:
         self.project: LiveProject = make_project(
             self.folder,
             definitions=definitions,
-            fields=(SHOP,) if shops else (),
+            fields=(*((SHOP,) if shops else ()), *fields),
             replication=replication,
         )
         self.events = Events(lab.seed, shops)
@@ -185,6 +188,7 @@ class Scene:
         proxied: bool | None = None,
         environment: Mapping[str, str] | None = None,
         options: Sequence[str] = (),
+        folder: Path | None = None,
     ) -> LiveWorker:
         """Start a worker and return at once; ``wait_ready`` of it tells when it is at work.
 
@@ -195,6 +199,7 @@ class Scene:
             proxied: Whether it reaches the broker through the proxy; None: if there is one.
             environment: Settings for this worker alone, as ``HEADRACE__…`` variables.
             options: Of the command line.
+            folder: Another project's, with other definitions or schemas; None: the scene's.
 
         """
         own: dict[str, str] = {}
@@ -205,7 +210,9 @@ class Scene:
             own["HEADRACE__STATE_FOLDER"] = str(self.folder / f"state-{ordinal}")
         if self.proxy is not None and proxied is not False:
             own["HEADRACE__KAFKA__BOOTSTRAP_SERVERS"] = f"127.0.0.1:{self.proxy.port}"
-        worker = LiveWorker(self.folder, *options, environment={**own, **(environment or {})})
+        worker = LiveWorker(
+            folder or self.folder, *options, environment={**own, **(environment or {})}
+        )
         self._workers.append(worker)
         return worker
 
@@ -214,6 +221,11 @@ class Scene:
         worker = self.start(**options)
         worker.wait_ready()
         return worker
+
+    def kill_workers(self) -> None:
+        """Kill the workers that run."""
+        for worker in [one for one in self._workers if one.process.poll() is None]:
+            worker.kill()
 
     def uncommitted_reader(self) -> Reader:
         """Begin to read what was written, committed or not."""

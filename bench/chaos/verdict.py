@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import pyarrow as pa
 from bench.chaos.reader import OUTPUTS, Reader, Seen, read_at_end
 from bench.measure import read_topic
 from bench.outputs import OutputDecoder
-from headrace.streams.testing import Driver, Message
+from headrace.streams.testing import ARRIVAL_TIME_MS, Driver, Message
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
@@ -108,15 +109,22 @@ class Oracle:
 
 
 def without_faults(
-    project: LiveProject, sent: Iterable[tuple[int, Mapping[str, object]]]
+    project: LiveProject, sent: Iterable[tuple[int, Mapping[str, object] | None]]
 ) -> Oracle:
-    """Return what should come of records (partition, record), given in the order of sending."""
+    """Return what should come of records (partition, record), given in the order of sending.
+
+    None is one that must not count: it takes a place in the log, and that is all.
+    """
     plan = project.plan
     driver = Driver(plan, partitions=project.partitions, output_partitions=1)
-    records = list(sent)
-    driver.send(
-        plan.source, [record for _, record in records], [partition for partition, _ in records]
-    )
+    topic = plan.source_plan(plan.source).topic
+    for counts, some in itertools.groupby(sent, lambda one: one[1] is not None):
+        records = list(some)
+        if counts:
+            driver.send(plan.source, [one for _, one in records if one], [p for p, _ in records])
+            continue
+        for partition, _ in records:
+            driver.send_raw(topic, partition, Message(None, None, [], ARRIVAL_TIME_MS))
     driver.run()
     later = [stage for stage in plan.stages if not stage.direct]
     decided = {feature.name for stage in later for feature in stage.features}
@@ -202,12 +210,15 @@ def compare(expected: Outputs, found: Outputs) -> Verdict:
 def inversions(found: Outputs, partitions: Sequence[int], order: Mapping[str, int]) -> int:
     """Return how many rows stand after a later one of their key, in a partition.
 
-    A partition of the outputs holds what a source partition led to; of several, no order is asked.
+    A partition of the outputs holds what a source partition led to; of several, no order is asked,
+    nor of an event without a place.
     """
     last: dict[tuple[int, Hashable], int] = {}
     count = 0
     for event_id, key, partition in zip(found.ids, found.keys, partitions, strict=True):
-        place, before = order.get(event_id, -1), last.get((partition, key), -1)
+        place, before = order.get(event_id), last.get((partition, key), -1)
+        if place is None:
+            continue
         count += before > place
         last[partition, key] = max(place, before)
     return count

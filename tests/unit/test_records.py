@@ -59,7 +59,13 @@ LONGS = [
     [2_000_000, 99_999_999_999, 64, -10],
     [1, 100, -(2**62), 7],
 ]
-NUMBERS = [[0.1, 3.0], [-0.0, -(2.0**53)], [math.nan, math.nan], [math.inf, 0.0], [1e308, 64.0]]
+NUMBERS = [
+    [0.1, 3.0],
+    [-0.0, -(2.0**53)],
+    [math.nan, math.nan],
+    [math.inf, -math.inf],
+    [1e308, 64.0],
+]
 KEYS = ["", "Łódź", None, "x" * 300, "c1"]
 STATUSES = ["ok", "no_score", "ok", "", "incomplete"]
 
@@ -99,7 +105,7 @@ def test_every_kind_of_field_reads_back_as_it_was_given():
             "id": None if row == 3 else str(identity),
             "key": KEYS[row],
             "status": STATUSES[row],
-            "score": score if math.isfinite(score) else None,
+            "score": None if math.isnan(score) else score,
             "count": int(count) if math.isfinite(count) else None,
             "model": None,
             "version": "v7",
