@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PIPELINE = "fraud"
+TEMPLATE = ROOT / "examples" / "fraud"
 PARTITION_COUNT = 4
 START_MS = 1_767_225_600_000  # 2026-01-01
 RATE_MIN = 50_000.0
@@ -55,8 +56,8 @@ def main(arguments: Sequence[str]) -> int:
             "topics": {"partitions": PARTITION_COUNT},
             "history": {name: f"data/{name}.parquet" for name in ("transactions", "reports")},
         }
-        template = ROOT / "examples" / "fraud"
-        project = make_project(work / "fraud", template, stack.up(), settings)
+
+        project = make_project(work / "fraud", TEMPLATE, stack.up(), settings)
         write(simulation, project.folder / "data")
         project.run("apply")
         console.print("training and deploying a model, filling the topics")
