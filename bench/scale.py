@@ -44,7 +44,7 @@ from bench.measure import (
 )
 from bench.project import fresh_stack
 from bench.publish import send
-from bench.report import Bound, exit_code, print_bounds, write_json
+from bench.report import Bound, exit_code, print_bounds, spread, write_json
 from headrace.runtime.kafka import admin
 from headrace.schemas.registry import SchemaRegistry
 
@@ -301,9 +301,8 @@ def _report(runs: dict[int, list[ScaleRun]], options: argparse.Namespace, consol
     core_count = os.cpu_count() or 1
     machine = core_count * 1e6 / cost_us
     console.print(
-        f"two over one: min {min(ratios):.2f}, median {statistics.median(ratios):.2f}, "
-        f"max {max(ratios):.2f}. An event costs one worker, broker and Redis {cost_us:.1f} CPU-us "
-        f"in all: {core_count} cores, wholly theirs, could do {machine:,.0f} events/s, which is "
+        f"two over one, by turn: {spread(ratios)}. An event costs one worker, broker and Redis "
+        f"{cost_us:.1f} CPU-us in all: {core_count} cores, wholly theirs, could do {machine:,.0f} events/s, which is "
         f"{machine / single:.2f} times what one worker does."
     )
     # Which of the two limits, workers or machine, is not for the exit code to say.

@@ -20,7 +20,7 @@ from bench.card.reference import reference_rows
 from bench.latency import GUARANTEES, P99_MS_MAX, broker_pid
 from bench.measure import BenchError, drain
 from bench.project import fresh_stack
-from bench.report import Bound, exit_code, print_bounds, write_json
+from bench.report import Bound, exit_code, print_bounds, spread, write_json
 from headrace.schemas.registry import SchemaRegistry
 
 if TYPE_CHECKING:
@@ -223,6 +223,9 @@ def _report(results: Results, events: Events, console: Console, work: Path) -> i
     console.print(table)
     bounds = _bounds(results)
     print_bounds(console, bounds)
+    ratios = _once_of_least(results)
+    if ratios:
+        console.print(f"exactly-once of at-least-once, by turn: {spread(ratios)}")
     figures = {"events": len(events), **asdict(results)}
     write_json(work / "card.json", "card", figures, bounds)
     console.print(f"figures in {work / 'card.json'}")
@@ -240,7 +243,8 @@ def _bounds(results: Results) -> list[Bound]:
     bare = statistics.median(run.rate for run in results.bare)
     cpu_s = statistics.median(one.run.cpu_s_per_million for one in results.ours)
     of_bare = _rate(results.everything) / bare if results.everything else None
-    once = _rate(results.exactly_once) / rate if results.exactly_once else None
+    ratios = _once_of_least(results)
+    once = statistics.median(ratios) if ratios else None
     of_peer = None if results.peer is None else rate / results.peer.rate
     latency = results.latency
     return [
@@ -258,6 +262,12 @@ def _bounds(results: Results) -> list[Bound]:
             decides=False,
         ),
     ]
+
+
+def _once_of_least(results: Results) -> list[float]:
+    """Return the rate of exactly-once over that of at-least-once, of each turn."""
+    pairs = zip(results.ours, results.exactly_once, strict=False)
+    return [once.run.rate / least.run.rate for least, once in pairs]
 
 
 def _rate(runs: Sequence[Ours]) -> float:
