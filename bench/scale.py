@@ -302,8 +302,8 @@ def _report(runs: dict[int, list[ScaleRun]], options: argparse.Namespace, consol
     machine = core_count * 1e6 / cost_us
     console.print(
         f"two over one, by turn: {spread(ratios)}. An event costs one worker, broker and Redis "
-        f"{cost_us:.1f} CPU-us in all: {core_count} cores, wholly theirs, could do {machine:,.0f} events/s, which is "
-        f"{machine / single:.2f} times what one worker does."
+        f"{cost_us:.1f} CPU-us in all: {core_count} cores, wholly theirs, could do "
+        f"{machine:,.0f} events/s, which is {machine / single:.2f} times what one worker does."
     )
     # Which of the two limits, workers or machine, is not for the exit code to say.
     bound = Bound("two workers over one", statistics.median(ratios), SCALE_MIN, True, False)
