@@ -54,7 +54,7 @@ class FraudEvents:
         days = 1 + count // (simulation.transactions.num_rows // TRAINING_DAYS)
         # A few more, for days differ.
         live = simulate(world, START_MS, days + 2, first_day=TRAINING_DAYS).transactions
-        self._payments = _at_rate(live.slice(0, count), START_MS + TRAINING_DAYS * DAY_MS)
+        self._payments = at_rate(live.slice(0, count), START_MS + TRAINING_DAYS * DAY_MS)
 
     def playable(self, guarantee: str, number: int) -> Playable:
         """Make topics and a project anew; ``number`` tells runs of a guarantee apart."""
@@ -84,7 +84,7 @@ class FraudEvents:
         }
 
 
-def _at_rate(payments: pa.Table, start_ms: int) -> pa.Table:
+def at_rate(payments: pa.Table, start_ms: int) -> pa.Table:
     """Return payments numbered from 0, as far apart in event time as they are played."""
     numbers = np.arange(payments.num_rows)
     times = pa.array(start_ms + numbers * 1000 // RATE_PER_S).cast(TIME)
