@@ -11,8 +11,12 @@ from headrace.runtime.errors import HeadraceError
 # A bench is a module with ``main(arguments) -> exit code``.
 BENCHES = {
     "card": ("bench.card.run", "the card job: ours, the bare client loop, Kafka Streams"),
-    "latency": ("bench.card.latency", "from produce to readable prediction at 1,000 events/s"),
+    "latency": (
+        "bench.latency",
+        "from produce to readable prediction at 1,000 events/s, one hop or two",
+    ),
     "fraud": ("bench.fraud", "two entities, one process"),
+    "scale": ("bench.scale", "two workers on this machine against one"),
     "read": ("bench.read", "the online store: written, and read beside the Feast SDK"),
     "lake": ("bench.lake", "topics into Delta tables, kills on the way, queries over them"),
     "drift": ("bench.drift_power", "which planted changes the drift report finds and names"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import statistics
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,12 @@ def print_bounds(console: Console, bounds: Sequence[Bound]) -> None:
         verdict = f"[{colour}]{bound.verdict}[/]"
         table.add_row(bound.name, figure, f"{sign} {bound.limit:,.2f}", verdict)
     console.print(table)
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Return the smallest of some ratios, their median and the largest, as text."""
+    low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
+    return f"min {low:.2f}, median {middle:.2f}, max {high:.2f}"
 
 
 def write_json(path: Path, name: str, figures: dict[str, Any], bounds: Sequence[Bound]) -> None:

@@ -228,6 +228,7 @@ class Committer:
         if self.doomed:
             self.undo()
             return
+        drained_s = self._clients.monotonic_s()
         places = self._table.is_open
         made = [o.position(again=places(o.topic, o.partition)) for o in self._owned.values()]
         positions = [position for position in made if position is not None]
@@ -241,6 +242,6 @@ class Committer:
                 return
             finally:
                 self._committing = False
-            self._pace.took(self._clients.monotonic_s() - started_s)
+            self._pace.took(drained_s - started_s, self._clients.monotonic_s() - drained_s)
         self._table.commit()
         self._known(positions)

@@ -16,22 +16,24 @@ class CommitPace:
     """Says how long after a commit the next one is due.
 
     What is sent becomes readable with its commit, so light traffic is committed as soon as the
-    last commit is as long ago as it took. Behind, the interval grows until commits cost little.
+    last commit is as long ago as its requests took. Behind, the interval grows until commits cost
+    little.
     """
 
     def __init__(self, interval_s: float) -> None:
         """Wait at most ``interval_s``."""
         self._interval_s = min(interval_s, INTERVAL_MAX_S)
-        self._cost_s = COST_GUESS_S
+        self._requests_s = self._cost_s = COST_GUESS_S
 
     @property
     def cost_s(self) -> float:
-        """What a commit takes, running mean."""
+        """What a commit takes with the drain before it, running mean."""
         return self._cost_s
 
-    def took(self, seconds: float) -> None:
-        """Take note of what a commit took, with the drain before it."""
-        self._cost_s += NEWEST_WEIGHT * (seconds - self._cost_s)
+    def took(self, drain_s: float, requests_s: float) -> None:
+        """Take note of what a commit took: the drain before it, and its requests to the broker."""
+        self._requests_s += NEWEST_WEIGHT * (requests_s - self._requests_s)
+        self._cost_s += NEWEST_WEIGHT * (drain_s + requests_s - self._cost_s)
 
     def spacing_s(self, *, waited_for: bool, behind: bool) -> float:
         """Return the seconds from the end of one commit to the start of the next.
@@ -43,5 +45,6 @@ class CommitPace:
         """
         if not waited_for:
             return self._interval_s
-        wanted_s = self._cost_s * (LOAD_FACTOR if behind else 1)
+        # With light traffic the drain is the rows' own work: they wait for it in any case.
+        wanted_s = self._cost_s * LOAD_FACTOR if behind else self._requests_s
         return min(self._interval_s, max(wanted_s, SPACING_MIN_S))

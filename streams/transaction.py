@@ -36,6 +36,9 @@ TRANSACTION_TIMEOUT_MS = 12_000
 MESSAGE_TIMEOUT_MS = 8_000
 # A request without an answer is found out, and sent again by the client, after this.
 SOCKET_TIMEOUT_MS = 3_000
+# A request that meets the end of the transaction before is refused, and one in twenty or thirty is:
+# the client's 100 ms would be what readers wait for.
+RETRY_MS = 5
 # The answer to a commit is waited for so long; then a new producer finds out what happened.
 COMMIT_BUDGET_S = 5.0
 # An answer later than this may be the second one, with the first request still under way.
@@ -91,6 +94,7 @@ def transactional_properties(
 ) -> dict[str, Any]:
     """Return librdkafka's properties of the transactional producer."""
     return {
+        "retry.backoff.ms": RETRY_MS,
         **producer_properties(client, linger_ms, MESSAGE_TIMEOUT_MS),
         "transactional.id": transactional_id,
         "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,

@@ -44,16 +44,44 @@ class Watcher:
         pass
 
 
+class Transaction(Kept):
+    """One that is open, and takes five milliseconds to commit."""
+
+    undoes, open_s = True, 0.01
+
+    def __init__(self, clock):
+        super().__init__()
+        self.clock = clock
+
+    def commit(self, positions, *_, **__):
+        self.clock.now_s += 0.005
+        return super().commit(positions)
+
+
+class Clock(KafkaClients):
+    """A clock that stands, but for a wait: a ticket is done after 40 ms of it."""
+
+    now_s = 100.0
+
+    def monotonic_s(self):
+        return self.now_s
+
+    def wait(self, ticket, _timeout_s):
+        self.now_s += 0.04
+        ticket.future.set_result([Outputs()])
+        return True
+
+
 class Scene:
     """A committer with one partition, whose tickets are done when the test says so."""
 
-    def __init__(self):
+    def __init__(self, guarantee=None, clients=None):
         options = SourceOptions("g", {"relay": Route("stage", 0)}, {}, {}, {}, 100, 10, 100)
         self.owned = OwnedPartition(*PLACE, 1, "id", 0, 0, next_offset=7, high_offset=7)
         self.tickets = []
-        self.guarantee = Kept()
+        self.guarantee = guarantee or Kept()
         owned = {PLACE: self.owned}
-        clients = KafkaClients()
+        clients = clients or KafkaClients()
         self.hand_over = HandOver(options.routes, self.tickets.append, clients)
         self.committer = Committer(
             options, clients, None, self.guarantee, self.hand_over, owned, ProcessorTable(), (),
@@ -96,3 +124,14 @@ def test_an_end_is_done_only_when_what_came_since_is(scene):
     scene.done(scene.tickets[1], Outputs())
     scene.done(scene.tickets[2], Outputs())
     assert scene.owned.done_offset == 7
+
+
+def test_with_light_traffic_the_rows_that_a_commit_waited_for_do_not_put_the_next_one_off():
+    clock = Clock()
+    scene = Scene(Transaction(clock), clock)
+    for _ in range(100):
+        scene.hand_over.submit_all([end_batch(scene.owned)])
+        scene.committer.commit(wait=False)
+
+    assert clock.now_s == pytest.approx(100.0 + 100 * 0.045)
+    assert scene.committer.next_s - clock.now_s == pytest.approx(0.005, rel=0.01)
