@@ -14,12 +14,12 @@ from bench import restore as bench_restore
 from bench.chaos.rows import Outcome, Row, Size
 from bench.chaos.rows_state import all_committed, ends, folders, kept_all
 from bench.chaos.scene import START_MS, Instant, Scene, wait, wait_said
-from bench.chaos.spoil import newest
+from bench.chaos.spoil import KeptFolder, newest
 from bench.chaos.verdict import Oracle, Outputs
 from bench.measure import BenchError
 from headrace.features.kernels.keys import murmur2_partitions
 from headrace.streams.batch import Keep
-from headrace.streams.checkpoint_files import CaptureFiles, CheckpointFolder, Manifest
+from headrace.streams.checkpoint_files import CaptureFiles, Manifest
 from headrace.streams.stage import DirectStageProcessor
 from headrace.streams.testing import Driver
 
@@ -172,9 +172,7 @@ def _with_keys(scene: Scene, keys: int) -> Driver:
     return driver
 
 
-def _keep(
-    folder: CheckpointFolder, processor: DirectStageProcessor, partition: int, offset: int
-) -> None:
+def _keep(folder: KeptFolder, processor: DirectStageProcessor, partition: int, offset: int) -> None:
     """Write a processor's state as the newest checkpoint."""
     before = newest(folder)
     files = CaptureFiles(folder.folder, offset, "filled", whole=True)

@@ -14,10 +14,10 @@ from structlog.testing import capture_logs
 from bench.chaos.reader import OUTPUTS
 from bench.chaos.rows import Outcome, Row, Size
 from bench.chaos.scene import WAIT_S, Scene, ended, wait
-from bench.chaos.spoil import SPOIL, content, newest, spoil_each
+from bench.chaos.spoil import SPOIL, KeptFolder, content, newest, spoil_each
 from bench.chaos.verdict import Oracle, Outputs, inversions
 from headrace.runtime.kafka import admin
-from headrace.streams.checkpoint_files import CheckpointFolder, Place
+from headrace.streams.checkpoint_files import Place
 from headrace.streams.processors import build
 from headrace.streams.restore import restore
 from headrace.streams.stage import DirectStageProcessor
@@ -43,15 +43,15 @@ OFTEN = {"checkpoints": {"interval": "200ms"}}
 # --- What is on the disk ---------------------------------------------------------------------
 
 
-def folders(scene: Scene) -> list[CheckpointFolder]:
+def folders(scene: Scene) -> list[KeptFolder]:
     """Return where checkpoints of the scene's project lie, one folder a partition."""
     return folders_below(checkpoints(scene))
 
 
-def folders_below(root: Path) -> list[CheckpointFolder]:
+def folders_below(root: Path) -> list[KeptFolder]:
     """Return the folders below a root that hold checkpoints."""
     found = {path.parent for path in root.rglob("manifest-*.json")}
-    return [CheckpointFolder(path) for path in sorted(found)]
+    return [KeptFolder(path) for path in sorted(found)]
 
 
 def checkpoints(scene: Scene) -> Path:
@@ -336,14 +336,14 @@ def _each_by_itself(scene: Scene, copy: Path, draw: random.Random, faults: list[
     """Spoil each file of a partition's checkpoints in many ways; return in how many."""
     source = folders(scene)[0].folder
     shutil.copytree(checkpoints(scene), copy)
-    folder = CheckpointFolder(copy / source.relative_to(checkpoints(scene)))
+    folder = KeptFolder(copy / source.relative_to(checkpoints(scene)))
     driver = Driver(scene.project.plan, partitions=scene.project.partitions)
     first = newest(folder)
     group = source.relative_to(checkpoints(scene)).parts[0]
     place = Place(group, first.plan, first.topic, first.topic_id, first.partition)
 
     def restored() -> tuple[int, bytes]:
-        found = restore(copy, place, 0, first.offset, make)
+        found = restore(folder, None, lambda _manifest: None, 0, make)
         assert isinstance(found.processor, DirectStageProcessor)
         return found.offset, content(found.processor)
 

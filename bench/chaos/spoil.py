@@ -23,7 +23,16 @@ CUT_BYTES, FLIPS = 4096, 16
 _CRASHES = (OSError, ValueError, LookupError, TypeError, AssertionError, MemoryError)
 
 
-def newest(folder: CheckpointFolder) -> Manifest:
+class KeptFolder(CheckpointFolder):
+    """A folder of checkpoints that knows where it is, for who does harm to it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Look at a folder."""
+        super().__init__(folder)
+        self.folder = folder
+
+
+def newest(folder: KeptFolder) -> Manifest:
     """Return the newest checkpoint."""
     return folder.load(folder.names()[0])
 
@@ -38,38 +47,38 @@ def content(processor: DirectStageProcessor) -> bytes:
 # --- The newest checkpoint, in one way --------------------------------------------------------
 
 
-def _cut_manifest(folder: CheckpointFolder, draw: random.Random) -> None:
+def _cut_manifest(folder: KeptFolder, draw: random.Random) -> None:
     _cut(folder.folder / folder.names()[0], draw)
 
 
-def _flip_manifest(folder: CheckpointFolder, draw: random.Random) -> None:
+def _flip_manifest(folder: KeptFolder, draw: random.Random) -> None:
     """Turn a bit of the hash: of a space, it might change nothing."""
     path = folder.folder / folder.names()[0]
     first = path.read_bytes().rindex(b'"sha256": "') + len(b'"sha256": "')
     _flip(path, first + draw.randrange(64), 0)
 
 
-def _flip_slots(folder: CheckpointFolder, draw: random.Random) -> None:
+def _flip_slots(folder: KeptFolder, draw: random.Random) -> None:
     path = folder.folder / newest(folder).chain[-1].name
     _flip(path, draw.randrange(path.stat().st_size), draw.randrange(8))
 
 
-def _cut_parts(folder: CheckpointFolder, draw: random.Random) -> None:
+def _cut_parts(folder: KeptFolder, draw: random.Random) -> None:
     (parts,) = (file for file in newest(folder).files if file.kind == "parts")
     _cut(folder.folder / parts.name, draw)
 
 
-def _cut_base(folder: CheckpointFolder, draw: random.Random) -> None:
+def _cut_base(folder: KeptFolder, draw: random.Random) -> None:
     """Cut what all checkpoints of a chain stand on."""
     _cut(folder.folder / newest(folder).chain[0].name, draw)
 
 
-def _all_empty(folder: CheckpointFolder, _draw: random.Random) -> None:
+def _all_empty(folder: KeptFolder, _draw: random.Random) -> None:
     for path in folder.folder.iterdir():
         path.write_bytes(b"")
 
 
-SPOIL: Mapping[str, Callable[[CheckpointFolder, random.Random], None]] = {
+SPOIL: Mapping[str, Callable[[KeptFolder, random.Random], None]] = {
     "manifest cut": _cut_manifest,
     "base cut": _cut_base,
     "slots with a wrong bit": _flip_slots,
@@ -94,7 +103,7 @@ def _flip(path: Path, byte: int, bit: int) -> None:
 
 
 def spoil_each(
-    folder: CheckpointFolder,
+    folder: KeptFolder,
     restored: Callable[[], tuple[int, bytes]],
     draw: random.Random,
     faults: list[str],
@@ -132,7 +141,7 @@ def spoil_each(
 
 
 def _good_states(
-    folder: CheckpointFolder,
+    folder: KeptFolder,
     manifests: list[Manifest],
     restored: Callable[[], tuple[int, bytes]],
 ) -> dict[int, bytes]:
