@@ -101,9 +101,11 @@ def definitions_change(lab: Lab, size: Size) -> Outcome:
         scene.started()
         _send(project, rows[third : 2 * third])
         scene.one_more()
+        former = _prepare(scene, (NEW_FEATURE, NEW_BEFORE_HOP))
         before = len(read_at_end(project, "snapshots"))
         begin_s = time.monotonic()
-        worker = _switch(scene, (NEW_FEATURE, NEW_BEFORE_HOP))
+        worker = _switch(scene, former)
+        restored = worker.output().count("checkpoint_restored")
         _send(project, rows[2 * third :])
         # Old and new snapshots have other columns: which ones an event has says who scored it.
         wait(lambda: len(_of_columns(project, CHANGED)) > 0, "an output of the new definitions")
@@ -120,25 +122,19 @@ def definitions_change(lab: Lab, size: Size) -> Outcome:
         at_all = expected(rows, CHANGED)
         whole = compare(_taken(at_all, wanted), of_rows(new, CHANGED, "customer_key"))
     old = len(there) - len(new)
-    met = before <= old and len(new) >= size.events - 2 * third
+    met = before <= old and len(new) >= size.events - 2 * third and restored > 0
     note = (
-        f"{old:,} events by the former definitions, {len(new):,} by the new ones, whole at once;"
+        f"{restored} partitions begin with a state that was prepared beside the former worker;"
+        f" {old:,} events by the former definitions, {len(new):,} by the new ones, whole at once;"
         f" {paused_s:.1f} s from the drain to the first of them"
     )
     return Outcome.of(1, [added(verdict, whole)], met=met, note=note)
 
 
-def _switch(scene: Scene, changes: Sequence[tuple[str, str]]) -> LiveWorker:
-    """Let other definitions take over as docs/changing-definitions.md says; return their worker."""
-    scene.stop_workers()
-    drain = LiveWorker(scene.folder, "--drain")
-    with contextlib.closing(drain):
-        code = ended(drain, WAIT_S)
-        if code != 0:
-            msg = f"a drain must end with 0; got {code}; see {drain.log}"
-            raise BenchError(msg)
+def _prepare(scene: Scene, changes: Sequence[tuple[str, str]]) -> str:
+    """Change definitions beside a worker, have their state made ready; return the former ones."""
     file = scene.folder / "definitions.py"
-    text = file.read_text(encoding="utf-8")
+    former = text = file.read_text(encoding="utf-8")
     for old, new in changes:
         assert old in text, old
         text = text.replace(old, new, 1)
@@ -146,7 +142,28 @@ def _switch(scene: Scene, changes: Sequence[tuple[str, str]]) -> LiveWorker:
     environment = open_environment(scene.folder)
     apply(environment)
     environment.registry.close()
+    _ends_well(scene, "--prepare")
+    return former
+
+
+def _switch(scene: Scene, former: str) -> LiveWorker:
+    """Let other definitions take over as docs/changing-definitions.md says; return their worker."""
+    scene.stop_workers()
+    file = scene.folder / "definitions.py"
+    new = file.read_text(encoding="utf-8")
+    file.write_text(former, encoding="utf-8")
+    _ends_well(scene, "--drain")
+    file.write_text(new, encoding="utf-8")
     return scene.started()
+
+
+def _ends_well(scene: Scene, option: str) -> None:
+    worker = LiveWorker(scene.folder, option)
+    with contextlib.closing(worker):
+        code = ended(worker, WAIT_S)
+        if code != 0:
+            msg = f"a worker with {option} must end with 0; got {code}; see {worker.log}"
+            raise BenchError(msg)
 
 
 def _send(project: LiveProject, rows: Sequence[plain.Row]) -> None:
