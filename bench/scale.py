@@ -261,7 +261,7 @@ def _check(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Run one worker and two in turn; return 0 if all outputs are right."""
     options = _options(arguments)
-    work: Path = options.work
+    work: Path = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     console = Console()
     runs: dict[int, list[ScaleRun]] = {1: [], 2: []}
@@ -275,7 +275,7 @@ def main(arguments: Sequence[str]) -> int:
                 console.print(f"run {number + 1} of {options.runs}, {workers} at work: {rate}")
     finally:
         stack.down()
-    return _report(runs, options, console)
+    return _report(runs, options, work, console)
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -310,7 +310,7 @@ def _report(runs: dict[int, list[ScaleRun]], options: argparse.Namespace, consol
     print_bounds(console, [bound])
     figures = {str(workers): [asdict(run) for run in part] for workers, part in runs.items()}
     write_json(
-        options.work / "scale.json",
+        options.work.resolve() / "scale.json",
         "scale",
         {"events": options.events, "guarantee": options.guarantee, "runs": figures},
         [bound],
