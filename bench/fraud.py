@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--runs", type=int, default=1, help="of each guarantee, in turn")
     parser.add_argument("--work", type=Path, default=WORK)
     options = parser.parse_args(arguments)
-    work: Path = options.work
+    work: Path = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     console = Console()
     simulation = simulate(make_world(seed=7), START_MS, options.days)

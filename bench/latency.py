@@ -204,7 +204,7 @@ def broker_pid(stack: Stack) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Measure the latency and return 0 when every prediction came; the bounds are reported."""
     options = _options(arguments)
-    work: Path = options.work
+    work: Path = options.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     console = Console()
     count = RATE_PER_S * (WARM_S + options.seconds) + 1
