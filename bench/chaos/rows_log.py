@@ -32,10 +32,10 @@ from bench.chaos.payments import (
 from bench.chaos.plain import HOUR_MS, Feature, Found, added, expected, found
 from bench.chaos.reader import read_at_end
 from bench.chaos.rows import Outcome, Row, Size
-from bench.chaos.scene import START_MS, Scene, wait
+from bench.chaos.scene import EVENT_STEP_MS, START_MS, Scene, wait
 from bench.chaos.verdict import Outputs, Verdict, compare
 from bench.live import TWO_ENTITIES
-from bench.measure import BenchError, read_topic
+from bench.measure import CLOCK, BenchError, read_topic
 from headrace.runtime.clock import OFFSET_FILE_VARIABLE
 from headrace.runtime.kafka import admin
 
@@ -367,15 +367,18 @@ def _is_restored(worker: LiveWorker, project: LiveProject) -> bool:
 # --- Row 39 ---------------------------------------------------------------------------------------
 
 SKEW_MS = 600_000
+AHEAD_MS = 240_000
 
 
 def wrong_clocks(lab: Lab, size: Size) -> Outcome:
     """Row 39: workers' clocks are ten minutes ahead and behind, and are set back while they run.
 
     One of two workers is ahead, the other one behind; they change places, again and again, while
-    events come; then one is killed, and the next has yet another time.
+    events come; then one is killed, and the next has yet another time. The last events are minutes
+    ahead of the broker, as far as they may: to who asked a clock that is behind, they were too far.
     """
     with Scene(lab, "s", definitions=TWO_ENTITIES) as scene:
+        scene.events.start_ms = CLOCK.now_ms() + AHEAD_MS - EVENT_STEP_MS * size.events
         offsets = [_Offset(scene.folder / f"offset-{number}") for number in range(3)]
         for offset, skew_ms in zip(offsets, (SKEW_MS, -SKEW_MS, -2 * SKEW_MS), strict=True):
             offset.set(skew_ms)
