@@ -32,10 +32,10 @@ from bench.chaos.payments import (
 from bench.chaos.plain import HOUR_MS, Feature, Found, added, expected, found
 from bench.chaos.reader import read_at_end
 from bench.chaos.rows import Outcome, Row, Size
-from bench.chaos.scene import START_MS, Scene, wait
+from bench.chaos.scene import EVENT_STEP_MS, START_MS, Scene, wait
 from bench.chaos.verdict import Outputs, Verdict, compare
 from bench.live import TWO_ENTITIES
-from bench.measure import BenchError, read_topic
+from bench.measure import CLOCK, BenchError, read_topic
 from headrace.runtime.clock import OFFSET_FILE_VARIABLE
 from headrace.runtime.kafka import admin
 
@@ -367,26 +367,27 @@ def _is_restored(worker: LiveWorker, project: LiveProject) -> bool:
 # --- Row 39 ---------------------------------------------------------------------------------------
 
 SKEW_MS = 600_000
+AHEAD_MS = 240_000
 
 
 def wrong_clocks(lab: Lab, size: Size) -> Outcome:
     """Row 39: workers' clocks are ten minutes ahead and behind, and are set back while they run.
 
     One of two workers is ahead, the other one behind; they change places, again and again, while
-    events come; then one is killed, and the next has yet another time.
+    events come; then one is killed, and the next has yet another time. The last events are minutes
+    ahead of the broker, as far as they may: to who asked a clock that is behind, they were too far.
     """
     with Scene(lab, "s", definitions=TWO_ENTITIES) as scene:
+        scene.events.start_ms = CLOCK.now_ms() + AHEAD_MS - EVENT_STEP_MS * size.events
         offsets = [_Offset(scene.folder / f"offset-{number}") for number in range(3)]
         for offset, skew_ms in zip(offsets, (SKEW_MS, -SKEW_MS, -2 * SKEW_MS), strict=True):
             offset.set(skew_ms)
-        ahead, behind = (scene.start(environment=one.environment) for one in offsets[:2])
-        ahead.wait_ready()
-        behind.wait_ready()
-        scene.feed(size.events, size.seconds)
-        scene.one_more()
+        ahead = scene.started(environment=offsets[0].environment)
+        scene.send(size.events // 10)
         ahead.wait_for("headrace_end_to_end_seconds_count", 1)
-        seen_s = _told(ahead, "headrace_end_to_end_seconds_sum")
-        counted = _told(ahead, "headrace_end_to_end_seconds_count")
+        wrong_s = _mean_age_s(ahead)
+        behind = scene.started(environment=offsets[1].environment)
+        scene.feed(size.events - scene.sent, size.seconds)
         for number in range(size.runs):
             time.sleep(size.seconds / (size.runs + 2))
             offsets[number % 2].set(-SKEW_MS)
@@ -396,11 +397,21 @@ def wrong_clocks(lab: Lab, size: Size) -> Outcome:
         scene.started(environment=offsets[2].environment)
         verdict = scene.verdict()
         stamped = _stamped_by_broker(scene.project)
-    # Were the clock not wrong, this would be milliseconds.
-    wrong_s = seen_s / counted
+    # Were the clock not wrong, this would be some seconds at most.
     met = wrong_s > 0.9 * SKEW_MS / 1_000 and stamped
     note = f"a worker took its events to be {wrong_s:.0f} s old; set back {size.runs} times"
     return Outcome.of(size.runs, [verdict], met=met, note=note)
+
+
+def _mean_age_s(worker: LiveWorker) -> float:
+    """Return how old a worker took its events to be when it had scored them."""
+    metrics = worker.metrics()
+    name = "headrace_end_to_end_seconds"
+    totals = [
+        sum(value for one, value in metrics.items() if one.split("{")[0] == f"{name}_{part}")
+        for part in ("sum", "count")
+    ]
+    return float(totals[0] / totals[1])
 
 
 class _Offset:

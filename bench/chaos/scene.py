@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 START_MS = 1_750_000_000_000
 CUSTOMERS, SHOPS = 50, 20
+EVENT_STEP_MS = 100
 FEED_TICK_S = 0.01
 DRAIN_S, STOP_S, WAIT_S = 120.0, 60.0, 60.0
 
@@ -41,6 +42,7 @@ class Events:
     seed: int
     shops: bool = False
     rows: list[tuple[object, ...]] = field(default_factory=list)
+    start_ms: int = START_MS
 
     def more(self, count: int) -> list[tuple[object, ...]]:
         """Draw the next ``count`` events."""
@@ -51,7 +53,7 @@ class Events:
         made: list[tuple[object, ...]] = [
             (
                 first + i,
-                START_MS + 100 * (first + i),
+                self.start_ms + EVENT_STEP_MS * (first + i),
                 f"c{customers[i]}",
                 float(amounts[i]),
                 *((int(shops[i]),) if self.shops else ()),
