@@ -6,6 +6,7 @@ simulation can stand in for all of it.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -221,15 +222,17 @@ class BoundedProducer(Producer):
             self._is_started = True
             name = "headrace-transactions"
             threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
-        future: Future[None] = Future()
         if not self._is_hung:
+            future: Future[None] = Future()
             self._jobs.put((future, call, (*arguments, timeout_s)))
-            # In turns: a process that stood still for long has lost one of them.
-            for wait_s in (timeout_s, *[HUNG_S] * HUNG_TIMES):
-                try:
-                    return future.result(wait_s)
-                except TimeoutError:
-                    continue
+            try:
+                # In turns: a process that stood still for long has lost one of them.
+                for wait_s in (timeout_s, *[HUNG_S] * HUNG_TIMES):
+                    with contextlib.suppress(TimeoutError):
+                        return future.result(wait_s)
+            finally:
+                # It holds the error, which holds this frame, which holds the producer.
+                del future
         self._is_hung = True
         raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client does not come back"))
 

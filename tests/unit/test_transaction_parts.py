@@ -179,10 +179,11 @@ def test_a_producer_that_is_thrown_away_takes_its_threads_with_it(wait_until):
         producer = TransactionalProducer(properties, lambda: None, KafkaClients())
         wait_until(lambda: client_threads() - before)
         made = client_threads() - before
+        assert not producer.init(0.1)
 
         producer.close()
 
-        wait_until(lambda: not made & client_threads())
+        wait_until(lambda: not made & client_threads(), 20.0)
     finally:
         gc.enable()
 
