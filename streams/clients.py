@@ -6,11 +6,14 @@ simulation can stand in for all of it.
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from headrace.runtime.kafka import admin
 
@@ -22,7 +25,11 @@ if TYPE_CHECKING:
     from headrace.streams.intake import Row
     from headrace.streams.tickets import Ticket
 
+    Job = tuple[Future[None], Callable[..., object], tuple[Any, ...]]
+
 ANSWER_S = 10.0
+#: A transactional call that takes so many times so long more than it was given has hung.
+HUNG_TIMES, HUNG_S = 10, 0.5
 
 
 class ConsumerClient(Protocol):
@@ -175,6 +182,74 @@ class Clients(Protocol):
         ...
 
 
+class BoundedProducer(Producer):
+    """A producer whose transactional calls come back, whatever happens.
+
+    librdkafka's own may not (2.16: ``send_offsets_to_transaction`` when connections are cut),
+    while its threads keep the group's membership alive: the worker would stand still for ever. So
+    they are made on a thread of the producer's own. One that has hung fails like one that was not
+    answered, and so do all after it; the caller then takes a new producer, which fences this one.
+    """
+
+    def __init__(self, properties: dict[str, Any]) -> None:
+        super().__init__(properties)
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._is_started = self._is_hung = False
+
+    def __del__(self) -> None:
+        self._jobs.put(None)
+
+    def init_transactions(self, timeout: float = ANSWER_S) -> None:
+        """Fence former producers of the transactional id."""
+        self._bounded(super().init_transactions, timeout)
+
+    def send_offsets_to_transaction(
+        self, positions: list[TopicPartition], group_metadata: Any, timeout: float = ANSWER_S
+    ) -> None:
+        """Commit offsets with the transaction."""
+        self._bounded(super().send_offsets_to_transaction, timeout, positions, group_metadata)
+
+    def commit_transaction(self, timeout: float = ANSWER_S) -> None:
+        """Commit."""
+        self._bounded(super().commit_transaction, timeout)
+
+    def abort_transaction(self, timeout: float = ANSWER_S) -> None:
+        """Abort."""
+        self._bounded(super().abort_transaction, timeout)
+
+    def _bounded(self, call: Callable[..., object], timeout_s: float, *arguments: Any) -> None:
+        if not self._is_started:
+            self._is_started = True
+            name = "headrace-transactions"
+            threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True).start()
+        if not self._is_hung:
+            future: Future[None] = Future()
+            self._jobs.put((future, call, (*arguments, timeout_s)))
+            try:
+                # In turns: a process that stood still for long has lost one of them.
+                for wait_s in (timeout_s, *[HUNG_S] * HUNG_TIMES):
+                    with contextlib.suppress(TimeoutError):
+                        return future.result(wait_s)
+            finally:
+                # It holds the error, which holds this frame, which holds the producer.
+                del future
+        self._is_hung = True
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "the client does not come back"))
+
+
+def _work(jobs: queue.SimpleQueue[Job | None]) -> None:
+    """Make calls until told to end; hold no producer between them."""
+    while (job := jobs.get()) is not None:
+        future, call, arguments = job
+        try:
+            call(*arguments)
+        except BaseException as error:  # noqa: BLE001 -- raised by who waits for it
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+        del job, future, call, arguments
+
+
 class KafkaClients:
     """confluent-kafka, the machine's clock, and tickets that other threads work on."""
 
@@ -188,7 +263,7 @@ class KafkaClients:
 
     def producer(self, properties: Mapping[str, Any]) -> ProducerClient:
         """Make a producer."""
-        return cast("ProducerClient", Producer(dict(properties)))
+        return cast("ProducerClient", BoundedProducer(dict(properties)))
 
     def members(self, client: Mapping[str, Any], group: str) -> set[str]:
         """Return the instance ids of the group's members."""

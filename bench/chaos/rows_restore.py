@@ -250,5 +250,6 @@ ROWS = (
         "3 s from one file, 30 s from a base and segments",
         restore_times,
         full=Size(runs=1, events=1_000_000),
+        ci=Size(runs=1, events=200_000),
     ),
 )

@@ -136,6 +136,15 @@ class Field:
             self.start(ordinal)
             self.restarts += 1
 
+    def all_ready(self) -> None:
+        """Mend until every worker is at work."""
+        self.mend()
+        while starting := [one for one in self.workers.values() if not one.url]:
+            # Who ends while it starts is started anew.
+            with contextlib.suppress(AssertionError):
+                starting[0].wait_ready()
+            self.mend()
+
     def wait_until(self, end_s: float) -> None:
         """Mend until an instant."""
         while time.monotonic() < end_s:
@@ -376,13 +385,11 @@ def soak(lab: Lab, size: Size) -> Outcome:
 
 def _end(at: Field) -> Verdict:
     """Let all workers come back, finish, and end; return the verdict."""
-    at.mend()
-    for worker in list(at.workers.values()):
-        with contextlib.suppress(AssertionError):
-            worker.wait_ready()
-        at.mend()
+    at.all_ready()
     while not at.scene.drained(MEND_EVERY_S) and not at.unwanted:
         at.mend()
+    # One that is told to end while it starts does not end by itself.
+    at.all_ready()
     return at.scene.verdict()
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 
 from headrace.streams.batch import EventBatch, Outputs
-from headrace.streams.clients import KafkaClients
+from headrace.streams.clients import BoundedProducer, KafkaClients
 from headrace.streams.commit import CommitNote, load_note
 from headrace.streams.errors import IdentityError
 from headrace.streams.identity import given_ordinal, identify
@@ -191,9 +193,41 @@ def test_a_producer_that_is_thrown_away_takes_its_threads_with_it(wait_until):
         producer = TransactionalProducer(properties, lambda: None, KafkaClients())
         wait_until(lambda: client_threads() - before)
         made = client_threads() - before
+        assert not producer.init(0.1)
 
         producer.close()
 
-        wait_until(lambda: not made & client_threads())
+        wait_until(lambda: not made & client_threads(), 20.0)
     finally:
         gc.enable()
+
+
+def test_a_transactional_call_that_never_comes_back_fails_like_one_that_is_not_answered(
+    monkeypatch,
+):
+    monkeypatch.setattr("headrace.streams.clients.HUNG_S", 0.001)
+    hung, ended = threading.Event(), threading.Event()
+    producer = BoundedProducer({"bootstrap.servers": "127.0.0.1:9", "transactional.id": "p.q.0"})
+
+    def hang(_timeout_s):
+        hung.set()
+        ended.wait()
+
+    for call in (hang, lambda _timeout_s: None):
+        with pytest.raises(KafkaException) as caught:
+            producer._bounded(call, 0.001)
+        assert not caught.value.args[0].retriable()
+    assert hung.is_set()
+    ended.set()
+
+
+def test_what_a_transactional_call_returns_or_raises_comes_through():
+    producer = BoundedProducer({"bootstrap.servers": "127.0.0.1:9", "transactional.id": "p.q.0"})
+    seen = []
+
+    producer._bounded(lambda one, timeout_s: seen.append((one, timeout_s)), 0.5, "offsets")
+
+    assert seen == [("offsets", 0.5)]
+    with pytest.raises(KafkaException) as caught:
+        producer.commit_transaction(0.5)
+    assert caught.value.args[0].code() == KafkaError._STATE
