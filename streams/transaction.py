@@ -165,8 +165,6 @@ class TransactionalProducer(CheckedProducer):
             FencedError: If this producer cannot go on.
 
         """
-        if self._spent:
-            return False
         try:
             self._producer.abort_transaction(timeout_s)
         except KafkaException as error:

@@ -23,6 +23,8 @@ def lab(stack, tmp_path, unique_name):
     [
         (1, Size(runs=4, events=2_000), False),
         (7, Size(runs=3, events=900), False),
+        # Longer than a session: the worker loses its partitions while it waits.
+        (10, Size(runs=1, events=300, seconds=12.0), True),
         (14, Size(runs=1, events=20_000), False),
         (19, Size(runs=1, events=900), False),
         (21, Size(runs=1, events=1_000), False),

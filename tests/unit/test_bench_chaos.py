@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import struct
+import types
 
+import fastavro
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -14,6 +17,7 @@ from stream_cases import make_payments, one_stage
 from bench.chaos import report
 from bench.chaos.reader import Seen
 from bench.chaos.rows import Outcome, Row, Size, all_rows
+from bench.chaos.rows_brokers import _inversions, _payment_id, pause_s
 from bench.chaos.run import exit_code
 from bench.chaos.verdict import Outputs, compare, inversions, unlike
 from headrace.runtime.dev.proxy import KafkaFaultProxy
@@ -208,3 +212,28 @@ def test_results_are_json_that_anyone_can_read(tmp_path):
 
     assert content["outcome"]["lost"] == 0
     assert content["conditions"]["kafka"] == "4.0.0"
+
+
+@pytest.mark.parametrize("number", [0, 1, 63, 64, 111, 8_191, 8_192, 1 << 40])
+def test_an_event_is_known_by_the_id_in_its_record(number):
+    body = io.BytesIO()
+    fastavro.schemaless_writer(body, "long", number)
+
+    assert _payment_id(b"\0\0\0\0\1" + body.getvalue() + b"\xff more") == number
+
+
+def test_events_that_the_source_holds_again_are_out_of_order_only_in_their_key():
+    log = [(0, (n, 0, key, 1.0)) for n, key in ((1, "a"), (2, "b"), (3, "a"), (2, "b"), (1, "a"))]
+
+    assert _inversions(log[:3]) == 0
+    assert _inversions(log) == 1
+
+
+def test_a_pause_is_that_of_the_partition_that_paused_longest():
+    seen_s = [(0, 1.0), (0, 2.0), (0, 9.0), (1, 1.5), (1, 4.0), (1, 6.0), (1, 8.0)]
+    records = [Seen(partition, 0, b"", 0, at_s) for partition, at_s in seen_s]
+    reader = types.SimpleNamespace(records=lambda _name: records)
+    scene = types.SimpleNamespace(reader=reader, project=types.SimpleNamespace(partitions=2))
+
+    assert pause_s(scene, 1.0, 9.5) == 7.0
+    assert pause_s(scene, 9.0, 9.5) == 0.5
