@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "guarantees.md"
 #: The last full result of each row; the page is made from it.
 RESULTS = Path(__file__).parent / "results.json"
-#: Others' results of the same test, in the same columns, if there are any.
+#: What ``python -m bench.chaos.peers --publish`` found of others, if it was run.
 PEERS = Path(__file__).parent / "peers" / "results.json"
 
 
@@ -190,13 +190,23 @@ Run it yourself: `./dev chaos` (all rows, long), `./dev chaos --rows 1,7` (some)
 `--seed` repeats it.
 """
 
+_PEERS_HEAD = """
+## Others, killed the same way
+
+A count of events by key, exactly-once as each offers it, one process, killed at random instants
+and started again: `python -m bench.chaos.peers`. **Unstable** are records that only one of two
+`read_committed` readers saw, of whom one looked on and one looked at the end.
+"""
+
 _COLUMNS = (
     *("row", "fault", "runs", "lost", "duplicated", "reordered", "wrong", "recover s"),
     *("asked", "found"),
 )
 
 
-def page(rows: Sequence[Row], results: Mapping[int, Result], peers: Sequence[Result] = ()) -> str:
+def page(
+    rows: Sequence[Row], results: Mapping[int, Result], peers: Mapping[str, Any] | None = None
+) -> str:
     """Return the text of docs/guarantees.md; a row without a result says that it was not run."""
     head = [f"| {' | '.join(_COLUMNS)} |", "|--:|---|--:|--:|--:|--:|--:|--:|---|---|"]
     lines = list(head)
@@ -204,10 +214,34 @@ def page(rows: Sequence[Row], results: Mapping[int, Result], peers: Sequence[Res
         found = results.get(row.number)
         lines.append(_unrun(row) if found is None else _line(found, smaller=found.size != row.full))
     text = _HEAD + "\n".join(lines) + "\n\n" + _notes([results[n] for n in sorted(results)])
-    if peers:
-        text += "\n## Others, killed the same way\n\n" + "\n".join(head) + "\n"
-        text += "\n".join(_line(one) for one in peers) + "\n\n" + _notes(peers)
-    return text + _FOOT
+    return text + ("" if peers is None else _peers(peers)) + _FOOT
+
+
+def _peers(content: Mapping[str, Any]) -> str:
+    """Return the section on others; its rows are made by ``bench.chaos.peers``."""
+    numbers = ("kills", "events", "lost", "duplicated", "reordered", "wrong", "unstable")
+    columns = ("who", *numbers, "recover s, median / longest", "came to the end")
+    lines = [_PEERS_HEAD, f"| {' | '.join(columns)} |", "|---|" + "--:|" * 8 + "---|"]
+    for one in content["rows"]:
+        waits = one["seconds_to_recover_median"], one["seconds_to_recover"]
+        cells = [one["contender"], *(f"{one[name]:,}" for name in numbers)]
+        cells += [" / ".join(map(_cell, waits)), "yes" if one["drained"] else "no"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", *(f"- **{one['contender']}** {one['note']}" for one in content["rows"])]
+    conditions = Conditions(**content["conditions"])
+    lines.append(
+        f"\n{conditions.date}, {conditions.cores} cores (load {conditions.load_1m:g}), Kafka"
+        f" {conditions.kafka}, commit `{conditions.commit}`, seed {conditions.seed}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def load_peers(path: Path) -> dict[str, Any] | None:
+    """Return what a file says of others; None where there is no file."""
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _line(one: Result, *, smaller: bool = False) -> str:
@@ -235,4 +269,4 @@ def _notes(results: Sequence[Result]) -> str:
 
 def write_page(rows: Sequence[Row], results: Mapping[int, Result]) -> None:
     """Write docs/guarantees.md."""
-    PAGE.write_text(page(rows, results, list(load(PEERS).values())), encoding="utf-8")
+    PAGE.write_text(page(rows, results, load_peers(PEERS)), encoding="utf-8")

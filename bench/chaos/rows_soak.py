@@ -44,6 +44,8 @@ WARM_S_MAX, WARM_SHARE = 600.0, 1 / 3
 GROWTH_MB_H_MAX, MORE_MAX = 1.0, 2
 #: Over less than this a MB an hour is not to be told from noise; it is shown, and not judged.
 DECIDES_S = 1_800.0
+#: No fault lasts so long, nor what follows of it.
+STOP_S_MAX = 60.0
 MB = 1 << 20
 #: A state that stands still once its windows are full: 660 s of event time, ten events a second.
 DEFINITIONS = """
@@ -380,7 +382,8 @@ def soak(lab: Lab, size: Size) -> Outcome:
     )
     grew = growth is not None and growth.too_much(size.seconds)
     note = "; ".join([note, *at.unwanted])
-    return Outcome.of(len(strikes), [verdict], met=not (grew or at.unwanted), note=note)
+    met = not (grew or at.unwanted) and longest_s <= STOP_S_MAX
+    return Outcome.of(len(strikes), [verdict], met=met, note=note)
 
 
 def _end(at: Field) -> Verdict:

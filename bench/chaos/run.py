@@ -166,7 +166,7 @@ def run_rows(
 
 
 def _run(row: Row, size: Size, lab: Lab, seed: int, console: Console) -> report.Result:
-    conditions = report.Conditions.now(_kafka_version(), seed)
+    conditions = report.Conditions.now(kafka_version(), seed)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     begin_s = time.monotonic()
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
@@ -181,7 +181,7 @@ def _run(row: Row, size: Size, lab: Lab, seed: int, console: Console) -> report.
     return result
 
 
-def _kafka_version() -> str:
+def kafka_version() -> str:
     """Return the version of the broker that is embedded."""
     names = [path.name for path in jars.fetch(None, lambda _done, _all: None)]
     found = [re.fullmatch(r"kafka-clients-([\d.]+)\.jar", name) for name in names]

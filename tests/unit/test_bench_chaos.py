@@ -187,7 +187,7 @@ def test_the_page_holds_measured_results_and_says_what_was_not_run(tmp_path):
 
 def test_the_page_in_the_docs_is_made_from_the_results_beside_the_rows():
     rows = list(all_rows().values())
-    peers = list(report.load(report.PEERS).values()) if report.PEERS.exists() else []
+    peers = report.load_peers(report.PEERS)
 
     assert report.PAGE.read_text(encoding="utf-8") == report.page(
         rows, report.load(report.RESULTS), peers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import statistics
 import sys
@@ -13,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.chaos import report
 from bench.chaos.peers.contenders import ROOT, faust, quix
 from bench.chaos.peers.headrace_count import headrace
 from bench.chaos.peers.run import Outcome, Plan, run
+from bench.chaos.run import kafka_version
 from bench.measure import BenchError
 from bench.project import fresh_stack
 from bench.report import write_json
@@ -72,9 +75,18 @@ def main(arguments: Sequence[str]) -> int:
         stack.down()
     console.print(_table(outcomes))
     console.print(f"figures in {work / RESULT}")
+    if options.publish:
+        _publish(outcomes, options.seed)
+        console.print(f"written: {report.PEERS}; `./dev chaos --page` brings them into the docs")
     ours = [one for one in outcomes if one.contender.startswith("Headrace")]
     right = all(one.verdict is not None and one.verdict.exact and one.drained for one in ours)
     return 0 if right and not missing else 1
+
+
+def _publish(outcomes: Sequence[Outcome], seed: int) -> None:
+    conditions = report.Conditions.now(kafka_version(), seed)
+    content = {"rows": rows(outcomes), "conditions": asdict(conditions)}
+    report.PEERS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -87,6 +99,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--publish", action="store_true", help="put the results into the docs")
     parser.add_argument("--work", type=Path, default=WORK)
     return parser.parse_args(arguments)
 
