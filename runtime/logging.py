@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, TextIO, cast
 
@@ -47,6 +49,17 @@ def configure(*, level: str = "info", as_json: bool | None = None) -> None:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
         force=True,
     )
+    atexit.register(_drop_unwritten)
+
+
+def _drop_unwritten() -> None:
+    """Lose what cannot be written, or it would be the process's exit code."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
 
 
 class _Lossy:

@@ -337,9 +337,10 @@ def wrong_times(lab: Lab, size: Size) -> Outcome:
                 "amount": 1.0,
                 "fate": fate,
             }
+            for _ in range(size.runs)
             for fate, time_ms in (*kinds, *((fate, int(START_MS * by)) for fate, by in units))
             for key in keys
-        ] * size.runs
+        ]
         draw = np.random.default_rng(lab.seed)
         places = Counter(draw.integers(CUSTOMERS * 4, size.events, len(odd)).tolist())
         draw.shuffle(odd)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench.chaos.rows_soak import ACTS, EVERY_S, Growth, Sample, schedule
-from bench.chaos.spoil import SPOIL, content, newest, spoil_each
+from bench.chaos.spoil import SPOIL, KeptFolder, content, newest, spoil_each
 from bench.restore import Partition, visits
 from headrace.streams.checkpoint_files import CheckpointFolder
 from headrace.streams.restore import restore
@@ -34,11 +34,12 @@ def partition(tmp_path):
 
 @pytest.fixture
 def folder(partition, tmp_path):
-    return CheckpointFolder(partition.place.folder(tmp_path))
+    return KeptFolder(partition.place.folder(tmp_path))
 
 
 def restored(partition, root):
-    found = restore(root, partition.place, 0, partition.offset, partition.make)
+    folder = KeptFolder(partition.place.folder(root))
+    found = restore(folder, None, lambda _manifest: None, 0, partition.make)
     return found.offset, content(found.processor)
 
 
