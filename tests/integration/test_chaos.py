@@ -25,7 +25,8 @@ def lab(stack, tmp_path, unique_name):
         (7, Size(runs=3, events=900), False),
         # Longer than a session: the worker loses its partitions while it waits.
         (10, Size(runs=1, events=300, seconds=12.0), True),
-        (14, Size(runs=1, events=20_000), False),
+        # Whether the other comes before so small a state is there is a matter of time.
+        (14, Size(runs=1, events=20_000), True),
         (19, Size(runs=1, events=900), False),
         (21, Size(runs=1, events=1_000), False),
         (23, Size(runs=2, events=3_000), False),
