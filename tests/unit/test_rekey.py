@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -17,6 +20,9 @@ from stream_cases import (
 
 from headrace.features.columns import EventColumns
 from headrace.features.layouts import entity_keys, needed_columns
+from headrace.streams.batch import Outputs
+from headrace.streams.errors import CutOverError
+from headrace.streams.exits import Onward, SilentExit
 from headrace.streams.lanes import NEVER, RESUMED, LaneNote
 from headrace.streams.rekey import (
     MESSAGE_BYTES_MAX,
@@ -245,3 +251,14 @@ def test_what_the_fingerprint_leaves_out_but_a_hop_depends_on_is_in_its_layout()
 
     assert hop_to(with_id, 1, 1).fingerprint != hop_to(without, 1, 1).fingerprint
     assert one_stage().stages[0].direct
+
+
+@pytest.mark.parametrize(("silent", "refused"), [([True, True], False), ([True, False], True)])
+def test_who_prepares_takes_only_rows_that_others_have_scored(silent, refused):
+    rows = SimpleNamespace(silent=np.array(silent))
+    onward = Onward(rows, None, 0, 0, at_end=False, opening=False)
+    outputs = Outputs()
+
+    with pytest.raises(CutOverError, match="before a worker") if refused else nullcontext():
+        SilentExit().write(onward, outputs)
+    assert outputs == Outputs()
