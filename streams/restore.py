@@ -51,7 +51,8 @@ class Lineage:
         if manifest.topic_id != place.topic_id:
             return f"it is of topic id {manifest.topic_id}"
         low, high = owned.next_offset, owned.committed_offset
-        if owned.is_fresh and manifest.follows is not None:
+        # Made ready from nothing that the group has read, it says nothing about what was scored.
+        if owned.is_fresh and manifest.follows:
             high = owned.high_offset
             if any(self.committed.get(name, -1) < at for name, at in manifest.follows.items()):
                 return "it was prepared for more than the group has read"

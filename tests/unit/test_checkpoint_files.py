@@ -234,6 +234,8 @@ def test_a_state_that_was_prepared_is_used_by_who_has_committed_nothing_of_it_ye
     made = kept.keep(40)
     fresh = {"committed": 0, "is_fresh": True, "high_offset": 60}
     assert kept.restore_of(kept.place, **fresh).manifest is None
+    kept.folder.publish(dataclasses.replace(made, follows={}))
+    assert kept.restore_of(kept.place, **fresh).manifest is None
     kept.folder.publish(dataclasses.replace(made, follows={"payments[0]": 7}))
 
     for committed, offset in (({"payments[0]": 7}, 40), ({"payments[0]": 6}, None), ({}, None)):
