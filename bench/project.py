@@ -88,9 +88,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONUNBUFFERED": "1"}
 
 
-def fresh_stack(folder: Path) -> Stack:
-    """Return a stack over an empty folder; one that an earlier run left running is stopped."""
-    stack = Stack(folder)
+def fresh_stack(folder: Path, *, compiled: bool = False) -> Stack:
+    """Return a stack over an empty folder; one that an earlier run left running is stopped.
+
+    ``compiled``: its broker has all of Java's compilers, for what is measured at light load.
+    """
+    stack = Stack(folder, kafka_compiled=compiled)
     stack.down()
     shutil.rmtree(folder, ignore_errors=True)
     return stack

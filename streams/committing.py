@@ -80,11 +80,20 @@ class Committer:
         """When the next commit is due."""
         if not self.guarantee.undoes:
             return self._committed_s + self._options.commit_interval_ms / 1000
+        waited_for = self.guarantee.open_s > 0
+        return self._committed_s + self._pace.spacing_s(waited_for=waited_for, behind=self._behind)
+
+    @property
+    def gather_until_s(self) -> float:
+        """Until when rows are gathered for one hand-over: they wait for the next commit anyway."""
+        if not self.guarantee.undoes or self._behind:
+            return 0.0
+        return self._committed_s + self._pace.spacing_s(waited_for=True, behind=False)
+
+    @property
+    def _behind(self) -> bool:
         unread = sum(owned.high_offset - owned.next_offset for owned in self._owned.values())
-        spacing_s = self._pace.spacing_s(
-            waited_for=self.guarantee.open_s > 0, behind=unread > self.sizer.rows
-        )
-        return self._committed_s + spacing_s
+        return unread > self.sizer.rows
 
     def settle_done(self) -> None:
         """Send what the tickets that are done caused."""
@@ -228,7 +237,6 @@ class Committer:
         if self.doomed:
             self.undo()
             return
-        drained_s = self._clients.monotonic_s()
         places = self._table.is_open
         made = [o.position(again=places(o.topic, o.partition)) for o in self._owned.values()]
         positions = [position for position in made if position is not None]
@@ -242,6 +250,6 @@ class Committer:
                 return
             finally:
                 self._committing = False
-            self._pace.took(drained_s - started_s, self._clients.monotonic_s() - drained_s)
+            self._pace.took(self._clients.monotonic_s() - started_s)
         self._table.commit()
         self._known(positions)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import queue
 import threading
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -19,7 +19,7 @@ from headrace.features.store.errors import StoreFullError, StoreUnavailableError
 from headrace.features.store.port import EntityRows, Rebuild
 from headrace.features.vector import stage_features
 from headrace.runtime.logging import get_logger
-from headrace.streams.online_rows import Backoff, KeyBook, PendingRows
+from headrace.streams.online_rows import Backoff, KeyBook, PendingRows, Posted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +39,9 @@ ROUND_ROWS = 2_000
 #: How long to rest after a round, in rounds, so that stream and readers have the machine. Behind
 #: the end of the log a key's values are soon others, and waiting saves most of the writes.
 REST_LIVE, REST_BEHIND = 1.0, 4.0
+#: Between the starts of two rounds at least: a round of few rows costs a millisecond and more, and
+#: what comes within it costs nothing.
+ROUND_EVERY_MS = 200.0
 #: A round that took longer waited for an answer, which costs nobody anything.
 ROUND_MS_MAX = 50.0
 #: For each answer of the store; the thread may end no sooner.
@@ -144,6 +147,11 @@ class ServedPartition:
         return min(waiting, default=None)
 
 
+class _PostedTo(NamedTuple):
+    part: ServedPartition
+    posted: Posted
+
+
 @dataclass(slots=True)
 class _Asked:
     answered: bool = False
@@ -156,7 +164,8 @@ class OnlineWriter:
         self._store = store
         self._watcher = watcher
         self._clock = clock
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._inbox: deque[Callable[[], None] | _PostedTo] = deque()
+        self._called = threading.Event()
         self._parts: list[ServedPartition] = []
         self._entities: set[str] = set()
         self._calls, self._room = Backoff(), Backoff()
@@ -170,21 +179,25 @@ class OnlineWriter:
 
     def assign(self, part: ServedPartition) -> None:
         """Keep the store for a partition from now on."""
-        self._inbox.put(functools.partial(self._assign, part))
+        self._call(functools.partial(self._assign, part))
 
     def post(self, part: ServedPartition, block: OnlineBlock) -> None:
         """Write a block, which is committed."""
         part.posted_rows += len(block)
-        since_ms = self._clock.now_ms()
-        self._inbox.put(functools.partial(self._merge, part, block, since_ms))
+        # Nobody is woken for it: hundreds may come in the time of a round.
+        self._inbox.append(_PostedTo(part, Posted(block, self._clock.now_ms())))
 
     def release(self, part: ServedPartition, *, flush: bool) -> None:
         """Let a partition go: with ``flush`` what waits is written in a second, or not at all."""
-        self._inbox.put(functools.partial(self._release, part, flush=flush))
+        self._call(functools.partial(self._release, part, flush=flush))
 
     def erase(self, part: ServedPartition, erase: Erase) -> None:
         """Erase a key from the store; nothing of it that was posted before is written any more."""
-        self._inbox.put(functools.partial(self._take_erase, part, erase))
+        self._call(functools.partial(self._take_erase, part, erase))
+
+    def _call(self, call: Callable[[], None]) -> None:
+        self._inbox.append(call)
+        self._called.set()
 
     # --- The thread -----------------------------------------------------------------------------
 
@@ -195,7 +208,7 @@ class OnlineWriter:
     def stop(self) -> None:
         """Write what waits, for two seconds at most, and end the thread."""
         if self._thread.is_alive():
-            self._inbox.put(self._stop)
+            self._call(self._stop)
             self._thread.join(2 * (STOP_BUDGET_MS + RELEASE_BUDGET_MS) / 1000)
         self._store.close()
 
@@ -225,8 +238,8 @@ class OnlineWriter:
             self._beat()
 
     def _wait_ms(self) -> float:
-        """Return how long nothing is to be done unless something is posted."""
-        due_ms = self._next_beat_ms
+        """Return how long nothing is to be done unless something is asked for."""
+        due_ms = min(self._next_beat_ms, self._clock.monotonic_ms() + ROUND_EVERY_MS)
         if any(part.marker is None for part in self._parts):
             due_ms = min(due_ms, self._calls.until_ms)
         if any(part.waiting_rows or part.erases for part in self._parts):
@@ -235,26 +248,35 @@ class OnlineWriter:
         return max(0.0, due_ms - self._clock.monotonic_ms())
 
     def _take_in(self, wait_s: float) -> None:
-        try:
-            if wait_s > 0.0:
-                self._inbox.get(timeout=wait_s)()
-            while True:
-                self._inbox.get_nowait()()
-        except queue.Empty:
-            pass
+        if wait_s > 0.0:
+            self._called.wait(wait_s)
+        self._called.clear()
+        posted: dict[ServedPartition, list[Posted]] = {}
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, _PostedTo):
+                posted.setdefault(item.part, []).append(item.posted)
+                continue
+            self._merge(posted)
+            item()
+        self._merge(posted)
 
     def _assign(self, part: ServedPartition) -> None:
         self._parts.append(part)
         self._entities.add(part.entity.entity)
 
-    def _merge(self, part: ServedPartition, block: OnlineBlock, since_ms: int) -> None:
-        if len(block.keys):
-            assert block.first_key == len(part.keys), (block.first_key, len(part.keys))
-            part.keys.append(block.keys)
-        part.pending.merge(block, since_ms)
-        part.merged_rows += len(block)
-        if block.total or block.ended_pass:
-            part.pass_total, part.pass_left = block.total, block.left
+    def _merge(self, posted: dict[ServedPartition, list[Posted]]) -> None:
+        """Take in what was posted since, which then is no more."""
+        for part, blocks in posted.items():
+            for block, _ in blocks:
+                if len(block.keys):
+                    assert block.first_key == len(part.keys), (block.first_key, len(part.keys))
+                    part.keys.append(block.keys)
+                part.merged_rows += len(block)
+                if block.total or block.ended_pass:
+                    part.pass_total, part.pass_left = block.total, block.left
+            part.pending.merge(blocks)
+        posted.clear()
 
     def _take_erase(self, part: ServedPartition, erase: Erase) -> None:
         part.pending.forget(erase.slots)
@@ -360,7 +382,10 @@ class OnlineWriter:
         if wrote:
             now_ms = self._clock.monotonic_ms()
             rest = REST_LIVE if live else REST_BEHIND
-            self._next_round_ms = now_ms + rest * min(now_ms - started_ms, ROUND_MS_MAX)
+            rested_ms = now_ms + rest * min(now_ms - started_ms, ROUND_MS_MAX)
+            # With a full round there is more: it goes on.
+            full = any(part.waiting_rows for part in self._parts)
+            self._next_round_ms = rested_ms if full else max(rested_ms, started_ms + ROUND_EVERY_MS)
 
     def _write_round(self, part: ServedPartition) -> bool:
         """Write one round of a partition; False when the store did not take it."""

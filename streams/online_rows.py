@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from headrace.features.plan import KeyKind
     from headrace.streams.batch import OnlineBlock
 
@@ -86,6 +88,13 @@ class Mark(NamedTuple):
     ended_pass: int
 
 
+class Posted(NamedTuple):
+    """A block, and when it was committed."""
+
+    block: OnlineBlock
+    since_ms: int
+
+
 class PendingRows:
     """A queue of keys, each once, with the newest values of each.
 
@@ -119,30 +128,42 @@ class PendingRows:
     def _room(self) -> int:
         return len(self._columns.slots)
 
-    def merge(self, block: OnlineBlock, since_ms: int) -> None:
-        """Take a block's values; blocks come in the order of their versions."""
-        slots = block.slots
-        if len(slots):
-            highest = int(slots.max())
-            if highest >= len(self._place):
-                grown = np.full(max(highest + 1, 2 * len(self._place)), -1, np.int64)
-                grown[: len(self._place)] = self._place
-                self._place = grown
-            new = self._place[slots] < self._head
-            count = int(np.count_nonzero(new))
-            self._see_to_room(self._tail - self._head + count)
-            self._place[slots[new]] = np.arange(self._tail, self._tail + count)
-            self._tail += count
-            rows = self._place[slots] & (self._room - 1)
-            columns = self._columns
-            columns.places[rows] = self._place[slots]
-            columns.slots[rows] = slots
-            columns.aggregates[rows] = block.aggregates
-            columns.event_time_ms[rows] = block.event_time_ms
-            columns.as_of_ms[rows] = block.as_of_ms
-            columns.version[rows] = block.version
-            columns.since_ms[rows[new]] = since_ms
-        self._mark(Mark(self._tail, block.version, block.ended_pass))
+    def merge(self, blocks: Sequence[Posted]) -> None:
+        """Take the values of blocks, which come in the order of their versions."""
+        told = [posted for posted in blocks if len(posted.block)]
+        if told:
+            self._merge_rows(told)
+        for block, _ in blocks[:-1]:
+            if block.ended_pass:
+                self._mark(Mark(self._tail, block.version, block.ended_pass))
+        last = blocks[-1].block
+        self._mark(Mark(self._tail, last.version, last.ended_pass))
+
+    def _merge_rows(self, told: Sequence[Posted]) -> None:
+        lengths = [len(block) for block, _ in told]
+        all_slots = np.concatenate([block.slots for block, _ in told])
+        slots, first, newest = _first_and_last(all_slots)
+        highest = int(slots.max())
+        if highest >= len(self._place):
+            grown = np.full(max(highest + 1, 2 * len(self._place)), -1, np.int64)
+            grown[: len(self._place)] = self._place
+            self._place = grown
+        new = self._place[slots] < self._head
+        count = int(np.count_nonzero(new))
+        self._see_to_room(self._tail - self._head + count)
+        self._place[slots[new]] = np.arange(self._tail, self._tail + count)
+        self._tail += count
+        rows = self._place[slots] & (self._room - 1)
+        columns = self._columns
+        columns.places[rows] = self._place[slots]
+        columns.slots[rows] = slots
+        for name in ("aggregates", "event_time_ms", "as_of_ms"):
+            values = np.concatenate([getattr(block, name) for block, _ in told])
+            getattr(columns, name)[rows] = values[newest]
+        versions = np.repeat([block.version for block, _ in told], lengths)
+        columns.version[rows] = versions[newest]
+        since_ms = np.repeat([since_ms for _, since_ms in told], lengths)
+        columns.since_ms[rows[new]] = since_ms[first][new]
 
     def take(self, count: int) -> Round:
         """Take up to ``count`` keys out, those that waited longest."""
@@ -201,6 +222,21 @@ class PendingRows:
         for old, new in zip(self._columns, grown, strict=True):
             new[places & (room - 1)] = old[places & (self._room - 1)]
         self._columns = grown
+
+
+def _first_and_last(slots: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the distinct slots in the order in which they come, and where each is first and last.
+
+    Examples:
+        >>> [found.tolist() for found in _first_and_last(np.array([7, 5, 7, 9]))]
+        [[7, 5, 9], [0, 1, 3], [2, 1, 3]]
+
+    """
+    distinct, first, inverse = np.unique(slots, return_index=True, return_inverse=True)
+    last = np.zeros(len(distinct), np.int64)
+    np.maximum.at(last, inverse, np.arange(len(slots)))
+    order = np.argsort(first)
+    return distinct[order], first[order], last[order]
 
 
 def _columns(room: int, aggregate_count: int) -> Round:

@@ -224,7 +224,7 @@ class Source:
         fresh: list[Row] = []
         if wanted > 0 and (self._hand_over.stash or self._hand_over):
             undone = self._committer.undone
-            fresh = self._consumer.consume(wanted, 0)
+            fresh = self._consumer.consume(wanted, self._gather_s())
             self._polled_s = self._clients.monotonic_s()
             self._raise_fault()
             if self._committer.undone != undone:
@@ -236,6 +236,13 @@ class Source:
             self._hand_over_rows(messages)
         elif self._hand_over:
             self._hand_over.wait(BUSY_WAIT_S)
+
+    def _gather_s(self) -> float:
+        """Return how long to gather rows: nobody sees what they cause before the next commit."""
+        if self._hand_over:
+            return 0.0
+        until_s = self._committer.gather_until_s
+        return min(IDLE_WAIT_S, max(0.0, until_s - self._clients.monotonic_s()))
 
     def _read_again(self, rows: list[Row]) -> list[Row]:
         """Drop rows of a call within which a transaction was undone, in the callback of a revoke.

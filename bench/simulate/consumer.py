@@ -136,15 +136,19 @@ class SimulatedConsumer:
             self._process.listen(left_s)
 
     def consume(self, num_messages: int, timeout: float) -> list[Received]:
-        """Return what is there."""
-        assert timeout == 0, "a wait is not simulated"
+        """Return what is there, and what comes in ``timeout`` if that is not enough."""
         self._process.step("consume")
-        before = self._fetch(num_messages // 2)
-        self._serve()
-        # What was fetched before a rebalance took it away is not given out.
-        return [row for row in before if row.place in self.assigned] + self._fetch(
-            num_messages - len(before)
-        )
+        deadline_s = self._process.world.now_s + timeout
+        found = self._fetch(num_messages // 2)
+        while True:
+            self._serve()
+            # What was fetched before a rebalance took it away is not given out.
+            found = [row for row in found if row.place in self.assigned]
+            found += self._fetch(num_messages - len(found))
+            left_s = deadline_s - self._process.world.now_s
+            if len(found) >= num_messages or left_s <= 0:
+                return found
+            self._process.listen(left_s)
 
     def assignment(self) -> list[TopicPartition]:
         """Return what is assigned."""

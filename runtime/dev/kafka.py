@@ -37,7 +37,8 @@ _FORMAT_TIMEOUT_S = 60.0
 
 # Short-lived small heap, one-core collector, and the first compiler only: the broker shares two
 # cores with what it serves, and a start costs less than half (prototypes/embedded_kafka.py).
-_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Djava.awt.headless=true")
+_JVM = ("-XX:+UseSerialGC", "-Djava.awt.headless=true")
+_FIRST_COMPILER = "-XX:TieredStopAtLevel=1"
 _LOG = (
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
@@ -99,13 +100,18 @@ def new_cluster_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """How to run the broker; the running one is a ``ProcessRecord``. Without a seat it is alone."""
+    """How to run the broker; the running one is a ``ProcessRecord``. Without a seat it is alone.
+
+    A ``compiled`` one has all of Java's compilers, as in production: after minutes of work it needs
+    half of the time for each request, and until then more.
+    """
 
     folder: Path
     java: Path
     class_path: tuple[Path, ...]
     heap: str = "512m"
     seat: Seat | None = None
+    compiled: bool = False
 
     @property
     def data(self) -> Path:
@@ -245,7 +251,8 @@ class Broker:
 
     def _java(self) -> list[str]:
         class_path = os.pathsep.join(str(path) for path in self.class_path)
-        return [str(self.java), f"-Xmx{self.heap}", *_JVM, *_LOG, "-cp", class_path]
+        compilers = () if self.compiled else (_FIRST_COMPILER,)
+        return [str(self.java), f"-Xmx{self.heap}", *_JVM, *compilers, *_LOG, "-cp", class_path]
 
     def _write_properties(self, data: Path, port: int, controller_port: int, *, name: str) -> Path:
         """Write a properties file.

@@ -89,6 +89,7 @@ class Stack:
         folder: The project's state folder; data, logs and the state file go below it.
         maven_mirror: Where Kafka's jars come from; None: Maven Central.
         kafka_heap: The broker's heap.
+        kafka_compiled: Whether the broker has all of Java's compilers: see ``Broker``.
         external_kafka: Client properties of a Kafka that is there already: then the registry is
             the only one of ours that speaks to it, and no broker is started.
         services: Which ones to start.
@@ -102,6 +103,7 @@ class Stack:
         *,
         maven_mirror: str | None = None,
         kafka_heap: str = "512m",
+        kafka_compiled: bool = False,
         external_kafka: Mapping[str, Any] | None = None,
         services: tuple[Service, ...] = SERVICES,
         lake_of: Path | None = None,
@@ -110,6 +112,7 @@ class Stack:
         self._lake_of = None if lake_of is None else lake_of.absolute()
         self._maven_mirror = maven_mirror
         self._kafka_heap = kafka_heap
+        self._kafka_compiled = kafka_compiled
         self._external_kafka = external_kafka
         self._guard: subprocess.Popen[bytes] | None = None
         self._infrastructure = tuple(
@@ -322,7 +325,8 @@ class Stack:
         files = jars.fetch(
             self._maven_mirror, lambda done, all_: progress("downloading Kafka", done, all_)
         )
-        return Broker(self.folder / "kafka", executable(), files, self._kafka_heap)
+        folder, heap = self.folder / "kafka", self._kafka_heap
+        return Broker(folder, executable(), files, heap, compiled=self._kafka_compiled)
 
     def _kafka_properties(self, state: _State) -> dict[str, Any]:
         if self._external_kafka is not None:

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.streams.batch import OnlineBlock
-from headrace.streams.online_rows import Backoff, KeyBook, PendingRows
+from headrace.streams.online_rows import Backoff, KeyBook, PendingRows, Posted
 
 KEYS = 40
+SLOTS = st.lists(st.integers(0, KEYS - 1), max_size=12, unique=True)
 STEPS = st.one_of(
-    st.tuples(st.just("merge"), st.lists(st.integers(0, KEYS - 1), max_size=12, unique=True)),
+    st.tuples(st.just("merge"), st.lists(SLOTS, min_size=1, max_size=4)),
     st.tuples(st.just("take"), st.integers(1, 15)),
     st.tuples(st.just("write"), st.booleans()),
     st.tuples(st.just("forget"), st.lists(st.integers(0, KEYS + 9), max_size=4, unique=True)),
@@ -34,14 +35,17 @@ def test_each_key_waits_once_with_its_newest_values_and_marks_claim_no_more_than
     lacking = {}
     for what, argument in steps:
         if what == "merge":
-            version += 1
-            pending.merge(block_of(argument, version), since_ms=version)
-            for slot in argument:
-                waiting.setdefault(slot, (version, version))
-                waiting[slot] = (waiting[slot][0], version)
-                newest[slot] = version
-                flying.pop(slot, None)
-                lacking.setdefault(slot, version)
+            posted = []
+            for slots in argument:
+                version += 1
+                posted.append(Posted(block_of(slots, version), since_ms=version))
+                for slot in slots:
+                    waiting.setdefault(slot, (version, version))
+                    waiting[slot] = (waiting[slot][0], version)
+                    newest[slot] = version
+                    flying.pop(slot, None)
+                    lacking.setdefault(slot, version)
+            pending.merge(posted)
         elif what == "take" and taken is None:
             taken = pending.take(argument)
             flying = {slot: waiting.pop(slot)[1] for slot in taken.slots.tolist()}
@@ -102,14 +106,11 @@ def test_many_keys_wait_and_the_room_for_them_is_given_back():
     block = OnlineBlock(
         1, slots, slots[:, None] * 1.0, slots, slots, 0, pa.array([], pa.int64()), ended_pass=3
     )
-    pending.merge(block, since_ms=5)
+    pending.merge([Posted(block, since_ms=5)])
     for version in range(2, 2_000):
-        pending.merge(
-            OnlineBlock(
-                version, slots[:1], slots[:1, None] * 2.0, slots[:1], slots[:1], 0, block.keys
-            ),
-            since_ms=6,
-        )
+        one = slots[:1]
+        block = OnlineBlock(version, one, one[:, None] * 2.0, one, one, 0, block.keys)
+        pending.merge([Posted(block, since_ms=6)])
     assert len(pending) == count
     assert pending.oldest_ms == 5
     seen = 0
@@ -120,7 +121,7 @@ def test_many_keys_wait_and_the_room_for_them_is_given_back():
     marks = pending.reached()
     assert [mark.ended_pass for mark in marks if mark.ended_pass] == [3]
     assert marks[-1].version == 1_999
-    pending.merge(block_of_one(), since_ms=7)
+    pending.merge([Posted(block_of_one(), since_ms=7)])
     assert len(pending) == 1
 
 
@@ -144,10 +145,10 @@ def test_a_failing_store_is_asked_after_100_ms_then_twice_as_long_5_s_at_most():
 
 def test_a_key_that_comes_again_on_its_way_has_waited_since_the_first_time():
     pending = PendingRows(2)
-    pending.merge(block_of(range(1_000), 1), since_ms=5)
+    pending.merge([Posted(block_of(range(1_000), 1), since_ms=5)])
     taken = pending.take(1_000)
     # The queue's end has gone round to the beginning of its room when it comes.
-    pending.merge(block_of([*range(1_000, 1_090), 290], 2), since_ms=9)
+    pending.merge([Posted(block_of([*range(1_000, 1_090), 290], 2), since_ms=9)])
     assert pending.oldest_ms == 9
 
     assert len(pending.still(taken)) == 999
