@@ -13,6 +13,7 @@ from headrace.streams.committing import Committer
 from headrace.streams.flow import Flow
 from headrace.streams.handover import HandOver
 from headrace.streams.intake import backlog_batch, end_batch
+from headrace.streams.pace import SPACING_MIN_S
 from headrace.streams.positions import OwnedPartition
 from headrace.streams.source_options import Route, SourceOptions
 from headrace.streams.tickets import ProcessorTable
@@ -134,4 +135,18 @@ def test_with_light_traffic_the_rows_that_a_commit_waited_for_do_not_put_the_nex
         scene.committer.commit(wait=False)
 
     assert clock.now_s == pytest.approx(100.0 + 100 * 0.045)
-    assert scene.committer.next_s - clock.now_s == pytest.approx(0.005, rel=0.01)
+    assert scene.committer.next_s - clock.now_s == pytest.approx(SPACING_MIN_S)
+
+
+def test_rows_are_gathered_for_the_next_commit_only_while_traffic_is_light_and_somebody_commits():
+    clock = Clock()
+    scene = Scene(Transaction(clock), clock)
+    scene.committer.commit(wait=False)
+    assert scene.committer.gather_until_s - clock.now_s == pytest.approx(SPACING_MIN_S)
+
+    scene.owned.high_offset = 7 + scene.committer.sizer.rows + 1
+    assert scene.committer.gather_until_s < clock.now_s
+
+    at_least_once = Scene(Kept(), clock)
+    at_least_once.committer.commit(wait=False)
+    assert at_least_once.committer.gather_until_s < clock.now_s

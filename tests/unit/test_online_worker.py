@@ -12,7 +12,7 @@ from stream_cases import DAY_MS, HOUR_MS, make_payments, make_reports, two_stage
 
 from headrace.features.store.errors import StoreFullError
 from headrace.streams.batch import Forget
-from headrace.streams.online import Erase
+from headrace.streams.online import ROUND_EVERY_MS, Erase
 
 # In little more than an hour: no window changes by itself.
 PAYMENTS = make_payments(400, seed=1, step_ms=20_000)
@@ -51,6 +51,31 @@ def test_the_store_holds_what_is_committed_and_nothing_that_is_not():
     assert any(99 in state.keys(0).to_pylist() for *_, state in driver.states())
     assert 99 not in driver.store.rows(driver.entities[1])
     assert all(marker.complete for marker in driver.markers())
+
+
+def test_commits_that_come_fast_after_each_other_are_written_together():
+    driver = driver_of(partitions=1, reports=())
+    (owned,) = [one for one in driver.owned.values() if one.topic == "payments"]
+    driver.step(owned, 40)
+    driver.commit()
+    driver.look(2)
+    given, calls = len(driver.store.given), []
+    driver.store.write = lambda *args: calls.append(args) or RecordingStore.write(
+        driver.store, *args
+    )
+
+    for _ in range(100):
+        driver.step(owned, 1)
+        driver.commit()
+        driver.writer.turn()
+        driver.clock.advance(10)
+    driver.clock.advance(ROUND_EVERY_MS)
+    driver.writer.turn()
+
+    # In 1.2 s.
+    assert 2 <= len(calls) <= 8
+    assert len(driver.store.given) - given <= 100
+    assert driver.faults() == []
 
 
 def test_the_marker_says_how_far_the_store_is():
