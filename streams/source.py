@@ -32,7 +32,7 @@ from headrace.streams.transaction import ExactlyOnce
 from headrace.streams.troubles import TroubleLog
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from headrace.streams.batch import EventBatch, Forget, Processor
     from headrace.streams.clients import Clients
@@ -81,6 +81,7 @@ class Source:
         self._trouble = TroubleLog("broker_trouble", self._clients.monotonic_s)
         self._next_tick_s = 0.0
         self._polled_s = 0.0
+        self._within = False
         self._consumer = self._clients.consumer(
             {
                 **consumer_properties(options),
@@ -162,7 +163,8 @@ class Source:
                 # What ended the loop is what is told.
                 with contextlib.suppress(FencedError):
                     self._guarantee.abort()
-            self._consumer.close()
+            with self._callbacks():
+                self._consumer.close()
 
     def _step(self) -> None:
         """Send what is done, take what is there, and sleep only where something will wake us."""
@@ -224,7 +226,9 @@ class Source:
         fresh: list[Row] = []
         if wanted > 0 and (self._hand_over.stash or self._hand_over):
             undone = self._committer.undone
-            fresh = self._consumer.consume(wanted, self._gather_s())
+            gather_s = self._gather_s()
+            with self._callbacks():
+                fresh = self._consumer.consume(wanted, gather_s)
             self._polled_s = self._clients.monotonic_s()
             self._raise_fault()
             if self._committer.undone != undone:
@@ -259,11 +263,25 @@ class Source:
 
     def _poll(self, timeout_s: float) -> None:
         """Wait for one message: unlike ``consume`` this returns with the first."""
-        message = self._consumer.poll(timeout_s)
+        with self._callbacks():
+            message = self._consumer.poll(timeout_s)
         self._polled_s = self._clients.monotonic_s()
         self._raise_fault()
         if message is not None:
             self._hand_over.stash.append(message)
+
+    @contextlib.contextmanager
+    def _callbacks(self) -> Iterator[None]:
+        """Know that callbacks may be under way: none may poll, or the next one ends the process.
+
+        confluent-kafka keeps one call a client and thread, and asserts that a callback has one.
+        """
+        assert not self._within
+        self._within = True
+        try:
+            yield
+        finally:
+            self._within = False
 
     def _hand_over_rows(self, messages: list[Row]) -> None:
         rows, events = group(messages)
@@ -380,7 +398,7 @@ class Source:
 
     def _keep_alive(self) -> None:
         """Poll without taking rows, so that the group sees a worker that waits as alive."""
-        if self._clients.monotonic_s() - self._polled_s < STALL_S:
+        if self._within or self._clients.monotonic_s() - self._polled_s < STALL_S:
             return
         assignment = self._consumer.assignment()
         self._consumer.pause(assignment)

@@ -65,8 +65,17 @@ _FOR_GOOD = frozenset(
 
 
 # The client cannot go on after these, but nobody has taken the id: a coordinator that took over
-# had ended the transaction, and is asked to end it again. A new producer finds out.
-_NO_FENCE = frozenset({KafkaError.INVALID_TXN_STATE, KafkaError.INVALID_PRODUCER_ID_MAPPING})
+# had ended the transaction, and is asked to end it again; or a broker that stood still had what
+# was sent again after all. A new producer finds out.
+_NO_FENCE = frozenset(
+    {
+        KafkaError.INVALID_TXN_STATE,
+        KafkaError.INVALID_PRODUCER_ID_MAPPING,
+        KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+        KafkaError.DUPLICATE_SEQUENCE_NUMBER,
+        KafkaError.UNKNOWN_PRODUCER_ID,
+    }
+)
 
 
 class TransactionWatcher(Protocol):

@@ -126,6 +126,7 @@ class SimulatedConsumer:
     def poll(self, timeout: float) -> Received | None:
         """Return one message or event."""
         self._process.step("poll")
+        assert not self._calling, "a callback must not poll: the client would end the process"
         deadline_s = self._process.world.now_s + timeout
         while True:
             self._serve()
@@ -138,6 +139,7 @@ class SimulatedConsumer:
     def consume(self, num_messages: int, timeout: float) -> list[Received]:
         """Return what is there, and what comes in ``timeout`` if that is not enough."""
         self._process.step("consume")
+        assert not self._calling, "a callback must not poll: the client would end the process"
         deadline_s = self._process.world.now_s + timeout
         found = self._fetch(num_messages // 2)
         while True:

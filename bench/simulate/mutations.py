@@ -16,6 +16,7 @@ from headrace.streams.committing import Committer
 from headrace.streams.handover import HandOver
 from headrace.streams.ownership import Ownership
 from headrace.streams.positions import OwnedPartition
+from headrace.streams.source import Source
 from headrace.streams.tickets import ProcessorTable
 from headrace.streams.transaction import ExactlyOnce, TransactionalProducer
 
@@ -154,6 +155,10 @@ MUTATIONS = {
     "pause": _mutation(
         "a partition that was lost while it was paused comes back paused",
         (Ownership, "_unpause", lambda _self, _started: None),
+    ),
+    "poll": _mutation(
+        "a callback polls the client that has called it",
+        (Source, "_callbacks", lambda _self: contextlib.nullcontext()),
     ),
     "flush": _mutation(
         "offsets are committed before the outputs are there",

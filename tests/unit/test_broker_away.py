@@ -161,14 +161,17 @@ def commit(made):
     return made.commit([position], 1.0, wait=True)
 
 
-def test_a_commit_that_a_new_coordinator_cannot_place_is_looked_up_by_a_new_producer():
+@pytest.mark.parametrize(
+    "code", [KafkaError.INVALID_TXN_STATE, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER]
+)
+def test_a_commit_that_ends_the_client_and_is_no_fence_is_looked_up_by_a_new_producer(code):
     note = '{"topic_id": "id", "version": 3, "writer": "g.0"}'
-    made, clients = guarantee(KafkaError.INVALID_TXN_STATE, note=note)
+    made, clients = guarantee(code, note=note)
 
     assert commit(made)
     assert clients.inits == 2
 
-    made, clients = guarantee(KafkaError.INVALID_TXN_STATE, note='{"topic_id": "id", "version": 2}')
+    made, clients = guarantee(code, note='{"topic_id": "id", "version": 2}')
     with pytest.raises(UndoneError):
         commit(made)
     assert clients.inits == 2

@@ -60,8 +60,8 @@ def test_commits_that_come_fast_after_each_other_are_written_together():
     driver.commit()
     driver.look(2)
     given, calls = len(driver.store.given), []
-    driver.store.write = lambda *args: calls.append(args) or RecordingStore.write(
-        driver.store, *args
+    driver.store.write = lambda *args: (
+        calls.append(args) or RecordingStore.write(driver.store, *args)
     )
 
     for _ in range(100):
