@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from headrace.runtime.errors import KafkaUnavailableError, explain
 from headrace.runtime.logging import get_logger
@@ -25,6 +25,7 @@ from headrace.streams.erasures import (
     forget_of,
 )
 from headrace.streams.errors import ErasureError
+from headrace.streams.positions import patiently
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -75,7 +76,15 @@ class ErasureLog:
 
         """
         where = TopicPartition(self._topic, 0)
-        _, end = self._consumer.get_watermark_offsets(where, timeout=TIMEOUT_S)
+        try:
+            _, end = patiently(
+                lambda: self._consumer.get_watermark_offsets(where, timeout=TIMEOUT_S)
+            )
+        except KafkaException as error:
+            got = error.args[0].str()
+            raise KafkaUnavailableError(
+                explain("the topic", "be read", got, self._topic)
+            ) from error
         deadline_s = time.monotonic() + TIMEOUT_S
         while self._next_offset < end:
             if time.monotonic() > deadline_s:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -43,6 +44,18 @@ _NO_ANSWER = frozenset(
         KafkaError._ALL_BROKERS_DOWN,
     }
 )
+# Answered at once, and otherwise before long: somebody is about to lead.
+_NOT_YET = frozenset(
+    {
+        KafkaError._WAIT_COORD,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+    }
+)
+NOT_YET_WAIT_S = 1.0
 
 
 @dataclass(slots=True)
@@ -148,7 +161,7 @@ def own(
 
     """
     owned = []
-    known = _patiently(lambda: offsets_of(consumer, partitions, BROKER_TIMEOUT_S))
+    known = patiently(lambda: offsets_of(consumer, partitions, BROKER_TIMEOUT_S))
     for committed in known if followed is None else map(followed.position, known):
         marks = _marks(consumer, committed)
         assert marks is not None, "only a cached answer may be missing"
@@ -190,11 +203,11 @@ def own(
 
 
 def _marks(consumer: ConsumerClient, partition: TopicPartition) -> tuple[int, int] | None:
-    return _patiently(lambda: consumer.get_watermark_offsets(partition, timeout=BROKER_TIMEOUT_S))
+    return patiently(lambda: consumer.get_watermark_offsets(partition, timeout=BROKER_TIMEOUT_S))
 
 
-def _patiently(ask: Callable[[], Answer]) -> Answer:
-    """Ask again where the broker may yet answer.
+def patiently(ask: Callable[[], Answer], wait: Callable[[float], None] = time.sleep) -> Answer:
+    """Return a broker's answer; ask again where it may yet give one.
 
     Within a rebalance there is nobody to come back to: partitions that are given and not begun
     would be read by nobody.
@@ -206,9 +219,12 @@ def _patiently(ask: Callable[[], Answer]) -> Answer:
         except KafkaException as error:
             left -= 1
             reason = error.args[0]
-            if not left or not (reason.retriable() or reason.code() in _NO_ANSWER):
+            not_yet = reason.code() in _NOT_YET
+            if not left or not (not_yet or reason.retriable() or reason.code() in _NO_ANSWER):
                 raise
             log.warning("waiting_for_positions", error=reason.str())
+            if not_yet:
+                wait(NOT_YET_WAIT_S)
 
 
 def refuse_lost_history(owned: OwnedPartition, mismatch: Mismatch) -> None:

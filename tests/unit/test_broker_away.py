@@ -11,7 +11,7 @@ from headrace.streams import positions
 from headrace.streams.commit import committed
 from headrace.streams.errors import FencedError, UndoneError
 from headrace.streams.partition_watch import PartitionWatch
-from headrace.streams.positions import ATTEMPTS, own
+from headrace.streams.positions import ATTEMPTS, NOT_YET_WAIT_S, own, patiently
 from headrace.streams.telemetry import Telemetry
 from headrace.streams.transaction import ExactlyOnce
 from headrace.streams.troubles import REPEAT_S, TroubleLog
@@ -68,6 +68,15 @@ def test_a_broker_that_stays_away_or_refuses_is_not_asked_for_ever():
     with pytest.raises(KafkaException):
         owned_by(denied)
     assert denied.left == 0
+
+
+def test_a_broker_that_does_not_lead_yet_is_asked_a_second_later():
+    leaderless = KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION)
+    consumer, waits = Consumer(refusals=3, error=leaderless), []
+
+    assert patiently(lambda: consumer.get_watermark_offsets("t"), waits.append) == (0, 20)
+
+    assert waits == [NOT_YET_WAIT_S] * 3
 
 
 def test_an_offset_that_the_broker_does_not_tell_is_not_taken_for_none():
