@@ -47,7 +47,6 @@ _NO_ANSWER = frozenset(
 # Answered at once, and otherwise before long: somebody is about to lead.
 _NOT_YET = frozenset(
     {
-        KafkaError._WAIT_COORD,
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
