@@ -25,7 +25,7 @@ from headrace.streams.erasures import (
     forget_of,
 )
 from headrace.streams.errors import ErasureError
-from headrace.streams.positions import patiently
+from headrace.streams.positions import ATTEMPTS, patiently
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -68,8 +68,8 @@ class ErasureLog:
         self._next_offset = 0
         self.book = ErasureBook()
 
-    def read_to_end(self) -> None:
-        """Read all that the topic holds now.
+    def read_to_end(self, attempts: int = 1) -> None:
+        """Read all that the topic holds now; a worker asks more than once, a person can ask again.
 
         Raises:
             KafkaUnavailableError: If that does not come about in time.
@@ -78,7 +78,7 @@ class ErasureLog:
         where = TopicPartition(self._topic, 0)
         try:
             _, end = patiently(
-                lambda: self._consumer.get_watermark_offsets(where, timeout=TIMEOUT_S)
+                lambda: self._consumer.get_watermark_offsets(where, timeout=TIMEOUT_S), attempts
             )
         except KafkaException as error:
             got = error.args[0].str()
@@ -189,7 +189,7 @@ class ErasureFeed(Companion):
             KafkaUnavailableError: If the topic cannot be read.
 
         """
-        self._log.read_to_end()
+        self._log.read_to_end(ATTEMPTS)
         for owned in partitions:
             stage = self._stages.get(owned.topic)
             if stage is None:
@@ -303,7 +303,7 @@ class ErasureFeed(Companion):
     def _place_it(self, said: ErasurePosition) -> None:
         """Write a position and see that no other owner's word came before it."""
         self._log.write(said)
-        self._log.read_to_end()
+        self._log.read_to_end(ATTEMPTS)
         first = self._log.book.positions.get(said.place)
         if first != said.position:
             rule = f"be the first for its partition, as {first} is"

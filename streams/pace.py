@@ -25,11 +25,6 @@ class CommitPace:
         self._interval_s = min(interval_s, INTERVAL_MAX_S)
         self._cost_s = COST_GUESS_S
 
-    @property
-    def cost_s(self) -> float:
-        """What a commit takes with the drain before it, running mean."""
-        return self._cost_s
-
     def took(self, cost_s: float) -> None:
         """Take note of what a commit took, with the drain before it."""
         self._cost_s += NEWEST_WEIGHT * (cost_s - self._cost_s)

@@ -205,13 +205,17 @@ def _marks(consumer: ConsumerClient, partition: TopicPartition) -> tuple[int, in
     return patiently(lambda: consumer.get_watermark_offsets(partition, timeout=BROKER_TIMEOUT_S))
 
 
-def patiently(ask: Callable[[], Answer], wait: Callable[[float], None] = time.sleep) -> Answer:
+def patiently(
+    ask: Callable[[], Answer],
+    attempts: int = ATTEMPTS,
+    wait: Callable[[float], None] = time.sleep,
+) -> Answer:
     """Return a broker's answer; ask again where it may yet give one.
 
     Within a rebalance there is nobody to come back to: partitions that are given and not begun
     would be read by nobody.
     """
-    left = ATTEMPTS
+    left = attempts
     while True:
         try:
             return ask()

@@ -74,9 +74,13 @@ def test_a_broker_that_does_not_lead_yet_is_asked_a_second_later():
     leaderless = KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION)
     consumer, waits = Consumer(refusals=3, error=leaderless), []
 
-    assert patiently(lambda: consumer.get_watermark_offsets("t"), waits.append) == (0, 20)
+    assert patiently(lambda: consumer.get_watermark_offsets("t"), wait=waits.append) == (0, 20)
 
     assert waits == [NOT_YET_WAIT_S] * 3
+    once = Consumer(refusals=1, error=leaderless)
+    with pytest.raises(KafkaException):
+        patiently(lambda: once.get_watermark_offsets("t"), attempts=1, wait=waits.append)
+    assert len(waits) == 3
 
 
 def test_an_offset_that_the_broker_does_not_tell_is_not_taken_for_none():
@@ -171,7 +175,14 @@ def commit(made):
 
 
 @pytest.mark.parametrize(
-    "code", [KafkaError.INVALID_TXN_STATE, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER]
+    "code",
+    [
+        KafkaError.INVALID_TXN_STATE,
+        KafkaError.INVALID_PRODUCER_ID_MAPPING,
+        KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+        KafkaError.DUPLICATE_SEQUENCE_NUMBER,
+        KafkaError.UNKNOWN_PRODUCER_ID,
+    ],
 )
 def test_a_commit_that_ends_the_client_and_is_no_fence_is_looked_up_by_a_new_producer(code):
     note = '{"topic_id": "id", "version": 3, "writer": "g.0"}'
