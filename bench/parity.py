@@ -24,7 +24,7 @@ from rich.table import Table
 from bench.measure import BenchError, end_offset_sums, stop_process
 from bench.outputs import OutputDecoder, event_ids, matrix
 from bench.parity_check import Collected, Comparison, ParityReport, compare_bits, compare_handbook
-from bench.parity_outage import SideBySide
+from bench.parity_feed import ReportsFirst, SideBySide
 from bench.project import Project, fresh_stack, make_project
 from examples.fraud.handbook import convert
 from headrace.lake.history import history
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from bench.parity_feed import Feed
     from headrace.runtime.dev.stack import Endpoints
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +126,8 @@ def run(
 ) -> ParityReport:
     """Take the first ``rows`` transactions (None: all) through the stream and compare.
 
-    All lies there when the workers start, or is sent beside them: ``concurrent``.
+    Reports and a half lie there when the workers start, or all is sent beside them:
+    ``concurrent``.
 
     Raises:
         BenchError: If the stream stalls or a command fails.
@@ -140,12 +142,9 @@ def run(
     stack = fresh_stack(work / "stack")
     try:
         project = _prepare(work, stack.up(), transactions, reports)
-        feed = None
-        if concurrent:
-            feed = SideBySide(project, transactions, reports)
-        else:
-            console.print(f"publishing {reports.num_rows:,} reports, then {count:,} transactions")
-            project.run("send", "--reports", "first")
+        console.print(f"{reports.num_rows:,} reports and {count:,} transactions to publish")
+        feed = (SideBySide if concurrent else ReportsFirst)(project, transactions, reports)
+        feed.before_workers()
         names = [column.name for column in project.plan(PIPELINE).vector]
         collected = Collected(count, names)
         _stream(project, collected, work, console, report, feed)
@@ -183,7 +182,7 @@ def _stream(
     work: Path,
     console: Console,
     report: ParityReport,
-    feed: SideBySide | None,
+    feed: Feed,
 ) -> None:
     """Run two workers until every row has come; kill one in the middle and start it again."""
     rows = len(collected.times_seen)
@@ -201,8 +200,7 @@ def _stream(
     def made() -> int:
         return end_offset_sums(probe, [topics.snapshots(PIPELINE)], PARTITION_COUNT)[0]
 
-    if feed is not None:
-        feed.send_before()
+    feed.with_workers()
     columns = TextColumn("   rows through"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     try:
         with Progress(*columns, console=console, transient=True) as progress:
@@ -226,12 +224,12 @@ def _stream(
                     report.made_at_kill = made()
                     report.restarts += 1
                     workers[0] = project.start_worker(logs[0])
-                if feed is not None:
-                    feed.check()
-                    if not report.outages and seen >= feed.rows_before:
-                        workers = _outage(project, workers, logs, feed, console)
-                        report.outages += 1
-                        changed_s = time.monotonic()
+                    feed.after_kill()
+                feed.check()
+                if isinstance(feed, SideBySide) and not report.outages and seen >= feed.rows_before:
+                    workers = _outage(project, workers, logs, feed, console)
+                    report.outages += 1
+                    changed_s = time.monotonic()
         # What was sent again after the last new row must be no other either.
         for worker in workers:
             stop_process(worker)
@@ -239,8 +237,7 @@ def _stream(
     finally:
         for worker in workers:
             stop_process(worker)
-        if feed is not None:
-            feed.stop()
+        feed.stop()
         collector.stop()
         probe.close()
     collector.check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bench.chaos.reader import OUTPUTS
 from bench.chaos.rows import Lab, Size, all_rows
 from bench.chaos.scene import Scene, wait
 
@@ -50,7 +51,8 @@ def test_what_comes_twice_without_transactions_is_seen(lab):
     with Scene(lab, "s", stream=stream) as scene:
         worker = scene.started()
         scene.send(500)
-        wait(lambda: scene.reader.distinct() == 500, "all outputs")
+        for name in OUTPUTS:
+            wait(lambda name=name: len(scene.reader.records(name)) == 500, f"all {name}")
         worker.kill()
         scene.started()
         verdict = scene.verdict()
