@@ -70,7 +70,7 @@ class ReportsFirst(Feed):
         super().__init__(project)
         data = project.folder / "data"
         middle = transactions.num_rows // 2
-        self._files = []
+        self._files: list[str] = []
         for name, table in (
             ("reports", reports),
             ("transactions", transactions.slice(0, middle)),
