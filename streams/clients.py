@@ -155,6 +155,10 @@ class ProducerClient(Protocol):
 class Clients(Protocol):
     """Who makes clients, reads the monotonic clock, and waits."""
 
+    def sleep(self, seconds: float) -> None:
+        """Come back after so long."""
+        ...
+
     def monotonic_s(self) -> float:
         """Return the seconds since some fixed moment."""
         ...
@@ -252,6 +256,10 @@ def _work(jobs: queue.SimpleQueue[Job | None]) -> None:
 
 class KafkaClients:
     """confluent-kafka, the machine's clock, and tickets that other threads work on."""
+
+    def sleep(self, seconds: float) -> None:
+        """Come back after so long."""
+        time.sleep(seconds)
 
     def monotonic_s(self) -> float:
         """Return the machine's monotonic clock."""

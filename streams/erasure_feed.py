@@ -78,7 +78,9 @@ class ErasureLog:
         where = TopicPartition(self._topic, 0)
         try:
             _, end = patiently(
-                lambda: self._consumer.get_watermark_offsets(where, timeout=TIMEOUT_S), attempts
+                lambda: self._consumer.get_watermark_offsets(where, timeout=TIMEOUT_S),
+                time.sleep,
+                attempts,
             )
         except KafkaException as error:
             got = error.args[0].str()

@@ -193,6 +193,7 @@ class Ownership:
             options.mismatch,
             options.feeds,
             options.partition_counts,
+            self._clients.sleep,
             options.followed,
         )
         for owned in started:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -146,6 +145,7 @@ def own(
     mismatch: Mismatch,
     feeds: Mapping[str, frozenset[str]],
     partition_counts: Mapping[str, int],
+    sleep: Callable[[float], None],
     followed: Followed | None = None,
 ) -> list[OwnedPartition]:
     """Return the start of each newly assigned partition: offset 0, silent up to what is committed.
@@ -160,9 +160,9 @@ def own(
 
     """
     owned = []
-    known = patiently(lambda: offsets_of(consumer, partitions, BROKER_TIMEOUT_S))
+    known = patiently(lambda: offsets_of(consumer, partitions, BROKER_TIMEOUT_S), sleep)
     for committed in known if followed is None else map(followed.position, known):
-        marks = _marks(consumer, committed)
+        marks = _marks(consumer, committed, sleep)
         assert marks is not None, "only a cached answer may be missing"
         low, high = marks
         topic_id = topic_ids[committed.topic]
@@ -201,14 +201,16 @@ def own(
     return owned
 
 
-def _marks(consumer: ConsumerClient, partition: TopicPartition) -> tuple[int, int] | None:
-    return patiently(lambda: consumer.get_watermark_offsets(partition, timeout=BROKER_TIMEOUT_S))
+def _marks(
+    consumer: ConsumerClient, partition: TopicPartition, sleep: Callable[[float], None]
+) -> tuple[int, int] | None:
+    return patiently(
+        lambda: consumer.get_watermark_offsets(partition, timeout=BROKER_TIMEOUT_S), sleep
+    )
 
 
 def patiently(
-    ask: Callable[[], Answer],
-    attempts: int = ATTEMPTS,
-    wait: Callable[[float], None] = time.sleep,
+    ask: Callable[[], Answer], sleep: Callable[[float], None], attempts: int = ATTEMPTS
 ) -> Answer:
     """Return a broker's answer; ask again where it may yet give one.
 
@@ -227,7 +229,7 @@ def patiently(
                 raise
             log.warning("waiting_for_positions", error=reason.str())
             if not_yet:
-                wait(NOT_YET_WAIT_S)
+                sleep(NOT_YET_WAIT_S)
 
 
 def refuse_lost_history(owned: OwnedPartition, mismatch: Mismatch) -> None:

@@ -44,6 +44,11 @@ class SimulatedClients:
         self.consumers: list[SimulatedConsumer] = []
         self.producers: list[SimulatedProducer] = []
 
+    def sleep(self, seconds: float) -> None:
+        """Let virtual time pass."""
+        self._process.step("sleep")
+        self._process.sleep(seconds)
+
     def monotonic_s(self) -> float:
         """Return the virtual clock."""
         return self._process.world.now_s

@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from prometheus_client import CollectorRegistry
+from stream_cases import three_stages
 
 from headrace.runtime.clock import SystemClock
+from headrace.runtime.errors import KafkaUnavailableError
 from headrace.streams import positions
 from headrace.streams.commit import committed
+from headrace.streams.erasure_feed import ErasureFeed, ErasureLog
 from headrace.streams.errors import FencedError, UndoneError
 from headrace.streams.partition_watch import PartitionWatch
 from headrace.streams.positions import ATTEMPTS, NOT_YET_WAIT_S, own, patiently
@@ -53,7 +56,7 @@ class Consumer:
 
 
 def owned_by(consumer):
-    (found,) = own(consumer, [TopicPartition("t", 0)], {"t": "id"}, 1, "stop", {}, {"t": 1})
+    (found,) = own(consumer, [TopicPartition("t", 0)], {"t": "id"}, 1, "stop", {}, {"t": 1}, None)
     return found
 
 
@@ -74,13 +77,29 @@ def test_a_broker_that_does_not_lead_yet_is_asked_a_second_later():
     leaderless = KafkaError(KafkaError.NOT_LEADER_FOR_PARTITION)
     consumer, waits = Consumer(refusals=3, error=leaderless), []
 
-    assert patiently(lambda: consumer.get_watermark_offsets("t"), wait=waits.append) == (0, 20)
+    assert patiently(lambda: consumer.get_watermark_offsets("t"), waits.append) == (0, 20)
 
     assert waits == [NOT_YET_WAIT_S] * 3
     once = Consumer(refusals=1, error=leaderless)
     with pytest.raises(KafkaException):
-        patiently(lambda: once.get_watermark_offsets("t"), attempts=1, wait=waits.append)
+        patiently(lambda: once.get_watermark_offsets("t"), waits.append, attempts=1)
     assert len(waits) == 3
+
+
+def test_a_worker_asks_for_the_erasures_again_and_a_person_is_told_at_once():
+    erasures = ErasureLog({"bootstrap.servers": "127.0.0.1:1", "log_level": 0}, "erasures")
+    erasures.close()
+    feed = ErasureFeed(three_stages(), erasures, {})
+
+    # Nothing has been erased: at its end from the start.
+    erasures._next_offset = 20
+    erasures._consumer = Consumer(refusals=ATTEMPTS - 1)
+    feed.assigned([])
+    assert not erasures._consumer.left
+
+    erasures._consumer = Consumer(refusals=1)
+    with pytest.raises(KafkaUnavailableError):
+        erasures.read_to_end()
 
 
 def test_an_offset_that_the_broker_does_not_tell_is_not_taken_for_none():

@@ -41,7 +41,7 @@ class Group:
 def taken(note, offset=5, counts=4, partition=0):
     group = Group(note, offset)
     place = [TopicPartition("events", partition)]
-    (one,) = own(group, place, {"events": "id"}, 1, "stop", FEEDS, {"events": counts})
+    (one,) = own(group, place, {"events": "id"}, 1, "stop", FEEDS, {"events": counts}, None)
     claim(group, [one], "w")
     return one, group.notes[0]
 
