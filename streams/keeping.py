@@ -32,13 +32,14 @@ class Restorable(Protocol):
 
 
 class Keeper:
-    """Captures one processor: its small parts at once, its state's slots bit by bit."""
+    """Captures one processor: its small parts at once, its state's slots bit by bit.
 
-    def __init__(
-        self, dump: Callable[[], dict[str, Any]], state: EntityState | None = None
-    ) -> None:
-        """Keep what ``dump`` returns, and the slots of ``state``."""
-        self._dump = dump
+    It knows nothing of the processor: the two would keep each other alive, with all of the state,
+    until a collection that a worker hardly ever makes.
+    """
+
+    def __init__(self, state: EntityState | None = None) -> None:
+        """Keep the slots of ``state``."""
         self._state = state
         self._number = 0
 
@@ -47,13 +48,16 @@ class Keeper:
         if self._state is not None:
             self._state.captures  # noqa: B018 - looking at them makes them
 
-    def keep(self, keep: Keep) -> Outputs:
-        """Open a capture or go on with it; one that was cancelled meanwhile says so."""
+    def keep(self, keep: Keep, dump: Callable[[], dict[str, Any]]) -> Outputs:
+        """Open a capture of what ``dump`` returns, or go on with one.
+
+        One that was cancelled meanwhile says so.
+        """
         state, parts, count = self._state, None, 0
         if keep.opens:
             self.cancel()
             self._number = keep.number
-            parts = self._dump()
+            parts = dump()
             if state is not None:
                 if keep.lost:
                     state.captures.lose()

@@ -87,7 +87,7 @@ class RekeyedStageProcessor:
         self._position = 0
         self._watermark_ms = NEVER
         self._saved = (0, NEVER)
-        self._keeper = Keeper(self._dump, self._state)
+        self._keeper = Keeper(self._state)
 
     @property
     def state(self) -> EntityState:
@@ -305,7 +305,7 @@ class RekeyedStageProcessor:
 
     def keep(self, keep: Keep) -> Outputs:
         """Return a slice of a checkpoint."""
-        return self._keeper.keep(keep)
+        return self._keeper.keep(keep, self._dump)
 
     def restore(
         self, parts: dict[str, Any], records: Iterable[SlotRecords], key_count: int, offset: int

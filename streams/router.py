@@ -33,7 +33,7 @@ class RouterProcessor:
         self._sieve = SourceSieve(source, context, "router", scored=scored, kafka_key=False)
         self._routes = SourceRoutes(plan, source.name, partition)
         assert self._routes, source.name
-        self._keeper = Keeper(self._dump)
+        self._keeper = Keeper()
 
     def process(self, batch: EventBatch) -> Outputs:
         """Return the batch's rows, by the stages and keys that they belong to."""
@@ -45,7 +45,7 @@ class RouterProcessor:
 
     def keep(self, keep: Keep) -> Outputs:
         """Return a slice of a checkpoint."""
-        return self._keeper.keep(keep)
+        return self._keeper.keep(keep, self._dump)
 
     def restore(
         self, parts: dict[str, Any], records: Iterable[SlotRecords], key_count: int, offset: int

@@ -86,7 +86,7 @@ class DirectStageProcessor:
             *taps,
         )
         self._last = self._saved_last = RESUMED
-        self._keeper = Keeper(self._dump, self._state)
+        self._keeper = Keeper(self._state)
 
     @property
     def state(self) -> EntityState:
@@ -162,7 +162,7 @@ class DirectStageProcessor:
 
     def keep(self, keep: Keep) -> Outputs:
         """Return a slice of a checkpoint."""
-        return self._keeper.keep(keep)
+        return self._keeper.keep(keep, self._dump)
 
     def restore(
         self, parts: dict[str, Any], records: Iterable[SlotRecords], key_count: int, offset: int

@@ -325,7 +325,8 @@ class ExactlyOnce:
             self._repeat(lambda: producer.commit(SLICE_S), deadline_s)
         except UndoneError as undone:
             if not self._find_out(positions):
-                raise self._undone(undone) from undone
+                self._count(undone)
+                raise
         else:
             took_s = self._clients.monotonic_s() - started_s
             if self._had_troubles(producer) or took_s > SUSPICIOUS_S:
@@ -375,13 +376,20 @@ class ExactlyOnce:
             yield
         except UndoneError as undone:
             self._end(ABORT_BUDGET_S)
-            raise self._undone(undone) from undone
+            self._count(undone)
+            raise
 
-    def _undone(self, reason: UndoneError) -> UndoneError:
+    def _count(self, undone: UndoneError) -> None:
+        """Take note of a transaction that came to nothing.
+
+        Raises:
+            FencedError: If too many in a row did.
+
+        """
         self._undone_in_a_row += 1
         if self._undone_in_a_row > UNDONE_MAX:
-            return FencedError(f"{UNDONE_MAX} transactions in a row came to nothing: {reason}")  # type: ignore[return-value]
-        return reason
+            message = f"{UNDONE_MAX} transactions in a row came to nothing: {undone}"
+            raise FencedError(message) from undone
 
     def _end(self, budget_s: float) -> None:
         """Abort, in the usual way or by a new producer that fences the transaction."""

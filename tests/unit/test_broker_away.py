@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
+
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from prometheus_client import CollectorRegistry
@@ -16,7 +20,7 @@ from headrace.streams.errors import FencedError, UndoneError
 from headrace.streams.partition_watch import PartitionWatch
 from headrace.streams.positions import ATTEMPTS, NOT_YET_WAIT_S, own, patiently
 from headrace.streams.telemetry import Telemetry
-from headrace.streams.transaction import ExactlyOnce
+from headrace.streams.transaction import UNDONE_MAX, ExactlyOnce
 from headrace.streams.troubles import REPEAT_S, TroubleLog
 
 DOWN = KafkaError(KafkaError._TRANSPORT, "connection refused")
@@ -218,6 +222,40 @@ def test_a_commit_that_ends_the_client_and_is_no_fence_is_looked_up_by_a_new_pro
     made.abort()
     clients.error = None
     assert commit(made)
+
+
+def test_a_transaction_that_came_to_nothing_leaves_nothing_to_a_collection():
+    """A worker hardly ever collects, and what hangs on an error may be a client."""
+    made, clients = guarantee(KafkaError.INVALID_TXN_STATE, note='{"topic_id": "id"}')
+    producers = weakref.WeakSet()
+    make = clients.producer
+
+    def producer(properties):
+        client = make(properties)
+        producers.add(client)
+        return client
+
+    clients.producer = producer
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            with contextlib.suppress(UndoneError):
+                commit(made)
+        assert len(producers) == 1
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_so_many_transactions_in_a_row_that_come_to_nothing_end_the_worker():
+    made, _ = guarantee(KafkaError.INVALID_TXN_STATE, note='{"topic_id": "id"}')
+
+    for _ in range(UNDONE_MAX):
+        with pytest.raises(UndoneError):
+            commit(made)
+    with pytest.raises(FencedError, match=f"{UNDONE_MAX} transactions in a row"):
+        commit(made)
 
 
 @pytest.mark.parametrize("code", [KafkaError.PRODUCER_FENCED, KafkaError._FENCED])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -182,3 +184,25 @@ def test_a_worker_reads_sources_before_stages_and_only_what_the_pipeline_uses():
     plan = two_stages()
     assert input_topics(plan) == ("payments", "reports", plan.stages[1].topic)
     assert input_topics(one_stage()) == ("payments",)
+
+
+def test_a_processor_that_is_let_go_leaves_its_state_at_once():
+    """A worker hardly ever collects: with a reference cycle each rebalance would cost a state."""
+    payments = make_payments(40, seed=1)
+    driver = Driver(two_stages(), partitions=1, batch_rows=10)
+    driver.send("payments", payments)
+    driver.send("reports", make_reports(payments, seed=2))
+    driver.run()
+    for owned in driver.owned.values():
+        driver.keep(owned)
+    processors = [weakref.ref(owned.processor) for owned in driver.owned.values()]
+    assert {topic for topic, _ in driver.owned} == set(input_topics(driver.plan))
+    gc.collect()
+    gc.disable()
+    try:
+        for owned in driver.owned.values():
+            owned.processor = None
+        del owned
+        assert not any(one() for one in processors)
+    finally:
+        gc.enable()
