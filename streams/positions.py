@@ -43,9 +43,12 @@ _NO_ANSWER = frozenset(
         KafkaError._ALL_BROKERS_DOWN,
     }
 )
-# Answered at once, and otherwise before long: somebody is about to lead.
+# Answered at once, and otherwise before long: somebody is about to lead, or connections were cut
+# and the client has yet to take new ones.
 _NOT_YET = frozenset(
     {
+        KafkaError._DESTROY_BROKER,
+        KafkaError._WAIT_COORD,
         KafkaError.NOT_LEADER_FOR_PARTITION,
         KafkaError.LEADER_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
