@@ -77,9 +77,7 @@ def test_a_broker_that_stays_away_or_refuses_is_not_asked_for_ever():
     assert denied.left == 0
 
 
-@pytest.mark.parametrize(
-    "code", [KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError._DESTROY_BROKER]
-)
+@pytest.mark.parametrize("code", [KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError._DESTROY_BROKER])
 def test_a_broker_that_does_not_lead_yet_is_asked_a_second_later(code):
     leaderless = KafkaError(code)
     consumer, waits = Consumer(refusals=3, error=leaderless), []
