@@ -21,6 +21,7 @@ from headrace.runtime.errors import KafkaUnavailableError, explain
 from headrace.runtime.health import HealthServer
 from headrace.runtime.kafka import admin, partition_counts, topic_ids
 from headrace.runtime.logging import get_logger
+from headrace.runtime.memory import MemoryReturn
 from headrace.runtime.settings import duration_ms
 from headrace.schemas.codec import RecordEncoder
 from headrace.schemas.errors import RegistryUnavailableError
@@ -203,10 +204,13 @@ def _quiet(environment: Environment) -> Environment:
 
 
 def _run(app: StreamApp, keeper: CheckpointWriter | None, watch: PartitionWatch) -> int:
+    memory = MemoryReturn()
     watch.start()
+    memory.start()
     try:
         return run(app)
     finally:
+        memory.stop()
         watch.stop()
         if keeper is not None:
             keeper.stop()
