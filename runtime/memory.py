@@ -2,6 +2,7 @@
 
 Partitions come and go, and each renewed Kafka client has threads: what they leave is free, but in
 pieces, and the resident set of a worker that runs for months would grow by a little each time.
+Arrow's own allocator keeps segments for each thread and cannot be made to let them go.
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ import pyarrow as pa
 EVERY_S = 60.0
 
 
+def share_allocator() -> None:
+    """Let Arrow take its memory where all else takes it, from now on."""
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
 def give_back() -> None:
-    """Return what Arrow and the C library hold and do not use, where they can be asked to."""
-    pa.default_memory_pool().release_unused()
+    """Return what the C library holds and does not use, where it can be asked to."""
     # glibc only; others have no such thing, or no need of it.
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

@@ -21,7 +21,7 @@ from headrace.runtime.errors import KafkaUnavailableError, explain
 from headrace.runtime.health import HealthServer
 from headrace.runtime.kafka import admin, partition_counts, topic_ids
 from headrace.runtime.logging import get_logger
-from headrace.runtime.memory import MemoryReturn
+from headrace.runtime.memory import MemoryReturn, share_allocator
 from headrace.runtime.settings import duration_ms
 from headrace.schemas.codec import RecordEncoder
 from headrace.schemas.errors import RegistryUnavailableError
@@ -106,6 +106,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         HeadraceError: If it cannot start.
 
     """
+    share_allocator()
     environment = _quiet(open_environment(folder))
     plan = environment.pipeline(options.pipeline)
     models = LiveModels()
