@@ -106,7 +106,6 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         HeadraceError: If it cannot start.
 
     """
-    share_allocator()
     environment = _quiet(open_environment(folder))
     plan = environment.pipeline(options.pipeline)
     models = LiveModels()
@@ -141,7 +140,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
         schema_ids = _patiently(lambda: _schema_ids(environment, plan))
         scored = warm_up(plan, replace(context, scores=True), schema_ids, clock.now_ms())
         log.info("warmed_up", scored=scored)
-        _tune_interpreter()
+        _tune_process()
         online = None
         if writer is not None:
             writer.start()
@@ -452,8 +451,9 @@ def _health(
     )
 
 
-def _tune_interpreter() -> None:
+def _tune_process() -> None:
     """Leave what was loaded out of collections, collect rarely, hand the interpreter over soon."""
+    share_allocator()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
