@@ -68,6 +68,10 @@ class CheckpointError(StreamError):
     """A checkpoint is not as it was written, or cannot be read."""
 
 
+class RefillError(StreamError):
+    """The lake does not hold what a log has lost, or not as it was."""
+
+
 def fenced(what: str, name: str, found: str) -> FencedError:
     """Return the error of a worker that may not go on: who it is, and what the broker said."""
     return FencedError(

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from headrace.features.output_schemas import output_schemas
 from headrace.features.store.views import online_entities
+from headrace.lake.tables import Lake
 from headrace.runtime import topics
 from headrace.runtime.clock import process_clock
 from headrace.runtime.errors import KafkaUnavailableError, explain
@@ -46,6 +47,7 @@ from headrace.streams.online_feed import OnlineFeed
 from headrace.streams.partition_watch import PartitionWatch
 from headrace.streams.preparing import follow
 from headrace.streams.processors import build, input_topics
+from headrace.streams.refill import LakeRefill
 from headrace.streams.restore import Lineage
 from headrace.streams.source import Source
 from headrace.streams.source_options import Route, SourceOptions
@@ -137,9 +139,8 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
     try:
         if not follower.wait_until_caught_up(MODELS_WAIT_S):
             log.warning("deployments_not_read_yet", waited_s=MODELS_WAIT_S)
-        schema_ids = _patiently(lambda: _schema_ids(environment, plan))
-        scored = warm_up(plan, replace(context, scores=True), schema_ids, clock.now_ms())
-        log.info("warmed_up", scored=scored)
+        encoders = _patiently(lambda: _encoders(environment, plan))
+        _warm_up(plan, context, encoders, clock)
         _tune_process()
         online = None
         if writer is not None:
@@ -160,7 +161,7 @@ def run_worker(folder: Path, options: WorkerOptions, say: Callable[[str], None])
             telemetry,
             companions,
             worker,
-            checkpoints,
+            LakeRefill(checkpoints, _lake(environment), plan, context.partition_counts, encoders),
             group,
             followed,
             lambda: say(_last_words(plan, followed, options)),
@@ -367,8 +368,28 @@ def _online(environment: Environment, plan: PipelinePlan) -> Mapping[int, Online
     return online_entities(environment.plan)[plan.name]
 
 
-def _schema_ids(environment: Environment, plan: PipelinePlan) -> dict[str, int]:
-    return {source.name: environment.registered(source.topic)[0] for source in plan.sources}
+def _encoders(environment: Environment, plan: PipelinePlan) -> dict[str, RecordEncoder]:
+    """Return by source who writes its records as its newest schema says."""
+    encoders = {}
+    for source in plan.sources:
+        schema_id, schema = environment.registered(source.topic)
+        encoders[source.name] = RecordEncoder(schema, schema_id)
+    return encoders
+
+
+def _warm_up(
+    plan: PipelinePlan,
+    context: ProcessorContext,
+    encoders: Mapping[str, RecordEncoder],
+    clock: Clock,
+) -> None:
+    schema_ids = {name: encoder.schema_id for name, encoder in encoders.items()}
+    scored = warm_up(plan, replace(context, scores=True), schema_ids, clock.now_ms())
+    log.info("warmed_up", scored=scored)
+
+
+def _lake(environment: Environment) -> Lake:
+    return Lake(environment.project.settings.lake.folder)
 
 
 def _source_counts(plan: PipelinePlan, context: ProcessorContext) -> dict[str, int]:
@@ -387,7 +408,7 @@ def _app(
     telemetry: Telemetry,
     companions: Sequence[Companion],
     worker: str | None,
-    restorer: Restorer | None,
+    restorer: Restorer,
     group: str,
     followed: Followed,
     drained: Callable[[], None],

@@ -72,6 +72,7 @@ class OwnedPartition:
     ``partitions`` is how many the topic has. ``sends_to`` are the re-key topics that its rows go
     on into; ``unsent`` those of them that lack the rows below ``emit_from``, since other
     definitions were at work then. ``held`` counts the rows that its stage holds back.
+    ``refilled``: what the log no longer holds came from the lake.
     ``stop_offset`` is where reading ends; None: nowhere. ``is_fresh``: the group has committed
     nothing of it yet.
     """
@@ -96,6 +97,7 @@ class OwnedPartition:
     held: int = 0
     stop_offset: int | None = None
     is_fresh: bool = False
+    refilled: bool = False
 
     @property
     def replay_rows(self) -> int:
@@ -106,6 +108,12 @@ class OwnedPartition:
     def lag_rows(self) -> int:
         """Count the offsets between what is done and the end of the partition."""
         return max(0, self.high_offset - self.done_offset)
+
+    @property
+    def lacks_history(self) -> bool:
+        """Whether the group once read what neither log nor checkpoint nor lake has given back."""
+        kept = self.checkpoint or self.refilled
+        return bool(self.emit_from and not kept and self.next_offset > self.origin)
 
     def position(self, *, again: bool = False) -> Position | None:
         """Return what there is to commit, None when the group knows all of it.
@@ -239,10 +247,10 @@ def refuse_lost_history(owned: OwnedPartition, mismatch: Mismatch) -> None:
     """See to it that a state without its beginning is nobody's surprise.
 
     Raises:
-        PositionError: If the log no longer holds what the group once read, and no checkpoint does.
+        PositionError: If the log no longer holds what the group once read, and nothing else does.
 
     """
-    if not owned.emit_from or owned.checkpoint or owned.next_offset <= owned.origin:
+    if not owned.lacks_history:
         return
     where = f"{owned.topic}[{owned.partition}]"
     if mismatch != "stop":

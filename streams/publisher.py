@@ -91,7 +91,11 @@ def chunks(feed: Feed, rows_max: int | None = None) -> Iterator[Chunk]:
                 left = None if left is None else left - len(part)
                 time_ms = due_times(_due_column(feed, part), newest_ms)
                 newest_ms = int(time_ms[-1])
-                yield Chunk(feed.source.topic, time_ms, _messages(feed, part))
+                yield Chunk(
+                    feed.source.topic,
+                    time_ms,
+                    messages(feed.source, feed.encoder, feed.partitions, part),
+                )
     except (OSError, pa.ArrowException) as error:
         message = explain(
             f"the data of source {feed.source.name!r}",
@@ -180,15 +184,24 @@ def _due_column(feed: Feed, batch: pa.RecordBatch) -> np.ndarray:
     return np.asarray(filled.to_numpy(zero_copy_only=False), dtype=np.int64)
 
 
-def _messages(feed: Feed, batch: pa.RecordBatch) -> list[dict[str, Any]]:
-    key = as_text(_column(batch, feed.source.key))
-    crc32 = feed.source.partitioner == "crc32"
-    partitions = (crc32_partitions if crc32 else murmur2_partitions)(key, feed.partitions)
+def messages(
+    source: SourcePlan, encoder: Encoder, partitions: int, batch: pa.RecordBatch
+) -> list[dict[str, Any]]:
+    """Return a source's rows as messages: value, key, and in which of its partitions they lie.
+
+    Raises:
+        pa.ArrowException: If a column is missing, or not what the schema says.
+        EncodeError: If it holds what the schema does not.
+
+    """
+    key = as_text(_column(batch, source.key))
+    crc32 = source.partitioner == "crc32"
+    places = (crc32_partitions if crc32 else murmur2_partitions)(key, partitions)
     # A row without a key may lie anywhere.
-    loose = np.flatnonzero(partitions < 0)
-    partitions[loose] = loose % feed.partitions
-    values = feed.encoder.encode(_fitted(batch, feed.encoder.arrow_schema))
-    rows = zip(values, key.to_pylist(), partitions.tolist(), strict=True)
+    loose = np.flatnonzero(places < 0)
+    places[loose] = loose % partitions
+    values = encoder.encode(_fitted(batch, encoder.arrow_schema))
+    rows = zip(values, key.to_pylist(), places.tolist(), strict=True)
     return [{"value": value, "key": raw, "partition": place} for value, raw, place in rows]
 
 

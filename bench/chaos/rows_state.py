@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -219,7 +221,7 @@ def _gone_on(scene: Scene, way: str, first: Sequence[int], before: Stretch) -> V
 
 def checkpoints_gone(lab: Lab, size: Size) -> Outcome:
     """Row 21: no checkpoint is left, or none that the log still reaches back to."""
-    tries = (_put_back, _too_old_skip, _deleted, _too_old_replay)
+    tries = (_put_back, _refilled, _too_old_skip, _deleted, _too_old_replay)
     verdicts: list[Verdict] = []
     faults: list[str] = []
     for number in range(size.runs):
@@ -231,7 +233,10 @@ def checkpoints_gone(lab: Lab, size: Size) -> Outcome:
             scene.stop_workers()
             verdicts.append(tries[number % len(tries)](scene, faults))
         lab.advance(number + 1)
-    note = "log whole: replayed; log cut: exit 1 with the ways on, and each of them works"
+    note = (
+        "log whole: replayed; log cut: exit 1 with the ways on, and each of them works; "
+        "log cut, lake whole: made again from the lake"
+    )
     return Outcome.of(size.runs, verdicts, met=not faults, note="; ".join(faults) or note)
 
 
@@ -242,6 +247,24 @@ def _deleted(scene: Scene, faults: list[str]) -> Verdict:
     all_committed(scene)
     if "checkpoint_restored" in worker.output():
         faults.append("a checkpoint was restored that is not there")
+    return scene.verdict()
+
+
+def _refilled(scene: Scene, faults: list[str]) -> Verdict:
+    """Cut what is committed away, in a project whose lake has it."""
+    command = [sys.executable, "-m", "headrace.cli.main", "lake", "--once"]
+    with (scene.folder / "lake.log").open("ab") as log:
+        subprocess.run(
+            [*command, "--project", str(scene.folder)], check=True, stdout=log, stderr=log
+        )
+    shutil.rmtree(checkpoints(scene))
+    cut_log(scene, ends(scene))
+    worker = scene.started()
+    scene.send(FEW)
+    all_committed(scene)
+    refilled = worker.output().count("history_refilled")
+    if refilled != len(ends(scene)):
+        faults.append(f"{refilled} partitions were made again from the lake")
     return scene.verdict()
 
 
@@ -365,9 +388,9 @@ ROWS = (
     Row(
         21,
         "checkpoints deleted, or older than what the log holds",
-        "replayed, or refused with the ways on; never silently empty",
+        "replayed, made from the lake, or refused with the ways on; never silently empty",
         checkpoints_gone,
-        full=Size(runs=4, events=20_000),
+        full=Size(runs=5, events=25_000),
         ci=Size(runs=1, events=1_000),
     ),
     Row(
