@@ -24,7 +24,7 @@ from rich.table import Table
 from bench.measure import BenchError, end_offset_sums, stop_process
 from bench.outputs import OutputDecoder, event_ids, matrix
 from bench.parity_check import Collected, Comparison, ParityReport, compare_bits, compare_handbook
-from bench.parity_feed import ReportsFirst, SideBySide
+from bench.parity_feed import Feed, ReportsFirst, SideBySide
 from bench.project import Project, fresh_stack, make_project
 from examples.fraud.handbook import convert
 from headrace.lake.history import history
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bench.parity_feed import Feed
     from headrace.runtime.dev.stack import Endpoints
 
 ROOT = Path(__file__).parents[1]
@@ -49,10 +48,13 @@ WORKER_COUNT = 2
 STALL_S = 120.0
 POLL_S = 0.2
 KILL_POLL_S = 0.05
+#: Of the rows, so much is out when a worker is killed: the rest takes seconds, and the kill may
+#: come late on a machine that is at work.
+KILL_SHARE = 0.1
 
 
 class Collector:
-    """Reads the snapshots while they are written, on a thread of its own."""
+    """Reads the snapshots while they are written, on a thread of its own, once started."""
 
     def __init__(self, endpoints: Endpoints, collected: Collected) -> None:
         self._collected = collected
@@ -72,12 +74,16 @@ class Collector:
         self._failure: BenchError | None = None
         self._taken = 0
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
         self._thread.start()
 
     def stop(self) -> None:
         """Read no more."""
         self._stopping.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._consumer.close()
 
     def read_to_end(self) -> None:
@@ -126,8 +132,7 @@ def run(
 ) -> ParityReport:
     """Take the first ``rows`` transactions (None: all) through the stream and compare.
 
-    Reports and a half lie there when the workers start, or all is sent beside them:
-    ``concurrent``.
+    All lies there when the workers start, or is sent beside them: ``concurrent``.
 
     Raises:
         BenchError: If the stream stalls or a command fails.
@@ -143,7 +148,9 @@ def run(
     try:
         project = _prepare(work, stack.up(), transactions, reports)
         console.print(f"{reports.num_rows:,} reports and {count:,} transactions to publish")
-        feed = (SideBySide if concurrent else ReportsFirst)(project, transactions, reports)
+        feed: Feed = ReportsFirst(project)
+        if concurrent:
+            feed = SideBySide(project, transactions, reports)
         feed.before_workers()
         names = [column.name for column in project.plan(PIPELINE).vector]
         collected = Collected(count, names)
@@ -189,7 +196,7 @@ def _stream(
     logs = [work / f"worker-{number}.log" for number in range(WORKER_COUNT)]
     for log in logs:
         log.unlink(missing_ok=True)
-    console.print(f"{WORKER_COUNT} workers; one is killed when a third of the rows are out")
+    console.print(f"{WORKER_COUNT} workers; one is killed when {KILL_SHARE:.0%} are out")
     workers = [project.start_worker(log) for log in logs]
     collector = Collector(project.endpoints, collected)
     # Not the collector's consumer: asked from another thread, that one never answers.
@@ -207,7 +214,7 @@ def _stream(
             task = progress.add_task("", total=rows)
             seen, changed_s = 0, time.monotonic()
             while seen < rows:
-                # Until the kill often: what the workers have made runs ahead of what is read here.
+                # Until the kill often, and with nothing else to do: the workers go on meanwhile.
                 time.sleep(POLL_S if report.restarts else KILL_POLL_S)
                 collector.check()
                 _check_workers(workers, logs)
@@ -218,13 +225,13 @@ def _stream(
                 elif time.monotonic() - changed_s > STALL_S:
                     msg = f"no new row for {STALL_S:.0f} s at {seen:,} of {rows:,}; see {logs[0]}"
                     raise BenchError(msg)
-                if not report.restarts and made() >= rows // 3:
+                if not report.restarts and made() >= rows * KILL_SHARE:
                     workers[0].kill()
                     workers[0].wait()
                     report.made_at_kill = made()
                     report.restarts += 1
                     workers[0] = project.start_worker(logs[0])
-                    feed.after_kill()
+                    collector.start()
                 feed.check()
                 if isinstance(feed, SideBySide) and not report.outages and seen >= feed.rows_before:
                     workers = _outage(project, workers, logs, feed, console)

@@ -1,8 +1,4 @@
-"""What a parity run sends, and when: before the workers, beside them, after the kill.
-
-A worker's partitions must hold rows that are not out when it is killed, however fast it is and
-however late the kill comes: no feed sends its second half before that.
-"""
+"""What a parity run sends, and when: before the workers, or beside them with an outage."""
 
 from __future__ import annotations
 
@@ -38,9 +34,6 @@ class Feed:
     def with_workers(self) -> None:
         """Begin to send what comes while they run."""
 
-    def after_kill(self) -> None:
-        """Begin to send what comes once one was killed."""
-
     def check(self) -> None:
         """Raise what sending has failed with."""
         if self._failure is not None:
@@ -64,30 +57,11 @@ class Feed:
 
 
 class ReportsFirst(Feed):
-    """All reports and half of the transactions lie there; the other half comes at the kill."""
-
-    def __init__(self, project: Project, transactions: pa.Table, reports: pa.Table) -> None:
-        super().__init__(project)
-        data = project.folder / "data"
-        middle = transactions.num_rows // 2
-        self._files: list[str] = []
-        for name, table in (
-            ("reports", reports),
-            ("transactions", transactions.slice(0, middle)),
-            ("transactions", transactions.slice(middle)),
-        ):
-            path = data / f"send-{len(self._files)}.parquet"
-            pq.write_table(table, path)
-            self._files.append(f"{name}={path}")
+    """All reports lie there when the workers start, and then all transactions."""
 
     def before_workers(self) -> None:
-        """Send the reports, then the first half."""
-        for file in self._files[:2]:
-            self._project.run("send", file)
-
-    def after_kill(self) -> None:
-        """Begin to send the second half."""
-        self._start(self._files[2])
+        """Send them."""
+        self._project.run("send", "--reports", "first")
 
 
 class _Part(NamedTuple):
