@@ -473,7 +473,10 @@ def _health(
 
 
 def _tune_process() -> None:
-    """Leave what was loaded out of collections, collect rarely, hand the interpreter over soon."""
+    """Leave what was loaded out of collections, collect rarely, hand the interpreter over soon.
+
+    From here on there is one allocator.
+    """
     share_allocator()
     gc.collect()
     gc.freeze()

@@ -71,7 +71,8 @@ class LakeRefill:
         started_s = time.monotonic()
         try:
             rows = self._refill(owned, processor)
-        except RefillError as error:
+        except (RefillError, OSError, pa.ArrowException) as error:
+            # A file of the lake that cannot be read is no history either.
             log.warning("history_not_refilled", place=place, reason=str(error))
             # Half a history is none.
             return make()

@@ -240,12 +240,17 @@ def checkpoints_gone(lab: Lab, size: Size) -> Outcome:
     return Outcome.of(size.runs, verdicts, met=not faults, note="; ".join(faults) or note)
 
 
-def _deleted(scene: Scene, faults: list[str]) -> Verdict:
-    shutil.rmtree(checkpoints(scene))
+def _goes_on(scene: Scene, event: str) -> int:
+    """Start a worker, let it score a few more, and return how often it logged an event."""
     worker = scene.started()
     scene.send(FEW)
     all_committed(scene)
-    if "checkpoint_restored" in worker.output():
+    return worker.output().count(event)
+
+
+def _deleted(scene: Scene, faults: list[str]) -> Verdict:
+    shutil.rmtree(checkpoints(scene))
+    if _goes_on(scene, "checkpoint_restored"):
         faults.append("a checkpoint was restored that is not there")
     return scene.verdict()
 
@@ -259,10 +264,7 @@ def _refilled(scene: Scene, faults: list[str]) -> Verdict:
         )
     shutil.rmtree(checkpoints(scene))
     cut_log(scene, ends(scene))
-    worker = scene.started()
-    scene.send(FEW)
-    all_committed(scene)
-    refilled = worker.output().count("history_refilled")
+    refilled = _goes_on(scene, "history_refilled")
     if refilled != len(ends(scene)):
         faults.append(f"{refilled} partitions were made again from the lake")
     return scene.verdict()
@@ -277,10 +279,7 @@ def _put_back(scene: Scene, faults: list[str]) -> Verdict:
     faults += refused(scene, ends(scene), *LOST)
     shutil.rmtree(checkpoints(scene), ignore_errors=True)
     aside.rename(checkpoints(scene))
-    worker = scene.started()
-    scene.send(FEW)
-    all_committed(scene)
-    restored = worker.output().count("checkpoint_restored")
+    restored = _goes_on(scene, "checkpoint_restored")
     if restored != len(ends(scene)):
         faults.append(f"{restored} checkpoints were restored")
     return scene.verdict()

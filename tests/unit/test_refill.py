@@ -58,7 +58,7 @@ class Scene:
             topic, partition, 0, f"id-of-{topic}", first + 5, first + 5, first, first, end
         )
 
-    def restored(self, owned):
+    def refill(self):
         driver = self.driver
         encoders = {
             source.name: RecordEncoder(
@@ -67,7 +67,10 @@ class Scene:
             for source in driver.plan.sources
         }
         counts = driver.context.partition_counts
-        refill = LakeRefill(None, self.lake, driver.plan, counts, encoders)
+        return LakeRefill(None, self.lake, driver.plan, counts, encoders)
+
+    def restored(self, owned):
+        driver, refill = self.driver, self.refill()
         make = lambda: build(driver.plan, owned.topic, owned.partition, driver.context)  # noqa: E731
         if not refill.wanted(owned):
             return make()
@@ -141,12 +144,42 @@ def test_a_lake_that_lacks_a_record_is_not_used(scene, capsys):
     table = scene.folder / PAYMENTS
     deltalake.DeltaTable(str(table)).delete("_partition = 1 and _offset = 3")
     assert refused(scene, scene.owned(PAYMENTS, 1, 20))
-    assert not refused_anyway(scene, scene.owned(PAYMENTS, 2, 20))
+    other = scene.owned(PAYMENTS, 2, 20)
+    scene.restored(other)
+    assert other.refilled
 
 
-def refused_anyway(scene, owned):
-    scene.restored(owned)
-    return not owned.refilled
+def test_a_lake_whose_file_cannot_be_read_is_not_used(scene):
+    for path in (scene.folder / PAYMENTS).glob("*.parquet"):
+        path.write_bytes(path.read_bytes()[:100])
+
+    assert refused(scene, scene.owned(PAYMENTS, 1, 20))
+
+
+class Recording:
+    """Takes note of what it is given."""
+
+    def __init__(self):
+        self.batches = []
+
+    def process(self, batch):
+        self.batches.append(batch)
+
+
+def test_rows_come_as_the_messages_that_they_were_in_the_order_of_the_log(scene, monkeypatch):
+    monkeypatch.setattr("headrace.streams.refill.STEP", 7)
+    owned, recording = scene.owned(PAYMENTS, 1, 40), Recording()
+
+    scene.refill().restore(owned, lambda: recording)
+
+    log = scene.driver.logs(PAYMENTS)[1][:40]
+    rows = [
+        row
+        for one in recording.batches
+        for row in zip(one.offsets, one.keys, one.values, one.arrival_time_ms, strict=True)
+    ]
+    assert rows == [(n, m.key, m.value, m.timestamp_ms) for n, m in enumerate(log)]
+    assert all(one.emit_from == owned.emit_from for one in recording.batches)
 
 
 def test_rows_of_another_topic_of_the_name_are_not_taken(scene):
