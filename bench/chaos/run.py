@@ -74,10 +74,9 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     seed: int = options.seed if options.seed is not None else secrets.randbits(31)
     console.print(f"seed {seed}")
-    results, failed = run_rows(options, [rows[n] for n in options.rows], seed, console)
-    report.print_table(console, results)
     path = options.work / ("chaos-ci.json" if options.ci else "chaos.json")
-    report.save(path, {one.number: one for one in results})
+    results, failed = run_rows(options, [rows[n] for n in options.rows], seed, path, console)
+    report.print_table(console, results)
     console.print(f"figures in {path}")
     if options.publish:
         kept = {**report.load(report.RESULTS), **{one.number: one for one in results}}
@@ -136,12 +135,16 @@ def size_of(row: Row, options: argparse.Namespace) -> Size:
 
 
 def run_rows(
-    options: argparse.Namespace, rows: Sequence[Row], seed: int, console: Console
+    options: argparse.Namespace, rows: Sequence[Row], seed: int, path: Path, console: Console
 ) -> tuple[list[report.Result], dict[int, str]]:
-    """Run rows, those of as many brokers together; return results, and errors by row without."""
+    """Run rows, those of as many brokers together; return results, and errors by row without.
+
+    The file at ``path`` holds the results so far: a run of hours that is stopped loses none.
+    """
     folder: Path = options.work / "chaos"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    report.save(path, {})
     results: list[report.Result] = []
     failed: dict[int, str] = {}
     for nodes in sorted({row.nodes for row in rows}):
@@ -159,6 +162,7 @@ def run_rows(
                 lab.folder.mkdir()
                 try:
                     results.append(_run(row, size_of(row, options), lab, seed, console))
+                    report.save(path, {one.number: one for one in results})
                 except (BenchError, HeadraceError, AssertionError) as error:
                     traceback.print_exc(file=sys.stderr)
                     failed[row.number] = str(error) or type(error).__name__
