@@ -39,6 +39,8 @@ SOCKET_TIMEOUT_MS = 3_000
 # A request that meets the end of the transaction before is refused, and one in twenty or thirty is:
 # the client's 100 ms would be what readers wait for.
 RETRY_MS = 5
+# A call that hangs for good otherwise comes back after this, on the thread that nobody waits for.
+IDLE_MS = 60_000
 # The answer to a commit is waited for so long; then a new producer finds out what happened.
 COMMIT_BUDGET_S = 5.0
 # An answer later than this may be the second one, with the first request still under way.
@@ -108,6 +110,11 @@ def transactional_properties(
         "transactional.id": transactional_id,
         "transaction.timeout.ms": TRANSACTION_TIMEOUT_MS,
         "socket.timeout.ms": SOCKET_TIMEOUT_MS,
+        # A client that drops what it knew of a broker may wait for it for ever (librdkafka 5511):
+        # it need not drop all of them when all are away, since a new producer, which follows such
+        # a call, begins with the bootstrap servers; and a connection that closes wakes it up.
+        "metadata.recovery.strategy": "none",
+        "connections.max.idle.ms": IDLE_MS,
         # A gap ends the transaction; it need not end the process.
         "enable.gapless.guarantee": False,
     }
