@@ -189,7 +189,7 @@ class Clients(Protocol):
 class BoundedProducer(Producer):
     """A producer whose transactional calls come back, whatever happens.
 
-    librdkafka's own may not (2.16: ``send_offsets_to_transaction`` when connections are cut),
+    librdkafka's own may not (2.16: ``send_offsets_to_transaction`` when a broker is dropped),
     while its threads keep the group's membership alive: the worker would stand still for ever. So
     they are made on a thread of the producer's own. One that has hung fails like one that was not
     answered, and so do all after it; the caller then takes a new producer, which fences this one.
