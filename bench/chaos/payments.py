@@ -88,8 +88,9 @@ def play(scene: Scene, sent: Sequence[Sent]) -> LiveWorker:
     """
     half = len(sent) // 2
     worker = scene.started()
+    seen = scene.reader.count()
     scene.project.send([one[:2] for one in sent[:half]])
-    scene.one_more()
+    scene.one_more(seen)
     worker.kill()
     worker = scene.start()
     scene.project.send([one[:2] for one in sent[half:]])

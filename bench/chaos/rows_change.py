@@ -95,12 +95,14 @@ def definitions_change(lab: Lab, size: Size) -> Outcome:
         rows = with_shops(project, draw_payments(lab.seed, size.events), lab.seed)
         third = size.events // 3
         scene.start()
+        seen = scene.reader.count()
         _send(project, rows[:third])
-        scene.one_more()
+        scene.one_more(seen)
         scene.kill_workers()
         scene.started()
+        seen = scene.reader.count()
         _send(project, rows[third : 2 * third])
-        scene.one_more()
+        scene.one_more(seen)
         former = _prepare(scene, (NEW_FEATURE, NEW_BEFORE_HOP))
         before = len(read_at_end(project, "snapshots"))
         begin_s = time.monotonic()
@@ -203,8 +205,9 @@ def more_partitions(lab: Lab, size: Size) -> Outcome:
         rows = with_shops(project, draw_payments(lab.seed, size.events), lab.seed)
         half = size.events // 2
         worker = scene.started()
+        seen = scene.reader.count()
         _send(project, rows[:half])
-        scene.one_more()
+        scene.one_more(seen)
         begin_s = time.monotonic()
         topic, client = project.topic("payments"), admin(project.environment.client)
         for future in client.create_partitions([NewPartitions(topic, GROWN)]).values():
@@ -344,8 +347,9 @@ def _new_writer(folder: Path, schema_id: int) -> Callable[[plain.Row], Sent]:
 
 
 def _go_on(scene: Scene, sent: Sequence[Sent]) -> None:
+    seen = scene.reader.count()
     scene.project.send([one[:2] for one in sent])
-    scene.one_more()
+    scene.one_more(seen)
 
 
 def _stop(worker: LiveWorker) -> None:

@@ -212,7 +212,8 @@ def gaps(lab: Lab, size: Size) -> Outcome:
         _in_transactions(project, rows[:third])
         cleaned, used = _compact(project, rows[third:])
         rest = rows[third + used :]
-        worker = scene.started(ordinal=0, own_state=True)
+        # Not once it is ready: by then, all that there is may be out.
+        worker = scene.start(ordinal=0, own_state=True)
         scene.one_more()
         worker.kill()
         worker = scene.started(ordinal=1, own_state=True)

@@ -216,8 +216,9 @@ def told_to_go(lab: Lab, size: Size) -> Outcome:
         step = size.events // (size.runs + 1)
         for number in range(size.runs):
             worker = scene.started()
+            seen = scene.reader.count()
             scene.send(step)
-            scene.one_more()
+            scene.one_more(seen)
             begin_s = time.monotonic()
             codes.append(worker.terminate(WAIT_S))
             took_s.append(time.monotonic() - begin_s)

@@ -233,14 +233,16 @@ class Scene:
         """Begin to read what was written, committed or not."""
         return Reader(self.project, "read_uncommitted")
 
-    def one_more(self, timeout_s: float = WAIT_S) -> None:
-        """Wait until one more output is seen.
+    def one_more(self, than: int | None = None, timeout_s: float = WAIT_S) -> None:
+        """Wait until one more output is seen than now, or than there were once.
+
+        Who sends all at once counts before: a worker may be done before the sender is.
 
         Raises:
             BenchError: If none comes.
 
         """
-        seen = self.reader.count()
+        seen = self.reader.count() if than is None else than
         wait(lambda: self.reader.count() > seen, f"an output in {self.folder}", timeout_s)
 
     # --- The end ------------------------------------------------------------------------------
