@@ -273,7 +273,13 @@ class Cluster:
         ]
 
     def _topic(self, topic: str) -> Any:
-        return self._metadata().topics[topic]
+        """Ask until a node knows the topic: one that is behind hears of a new one later."""
+        deadline_s = time.monotonic() + _ANSWER_TIMEOUT_S
+        while (found := self._metadata().topics.get(topic)) is None:
+            if time.monotonic() > deadline_s:
+                raise EmbeddedError(explain("a node", "know the topic", topic, str(self.folder)))
+            time.sleep(POLL_S)
+        return found
 
     def _metadata(self) -> Any:
         """Ask until a node answers: the client may have chosen a frozen one, which it gives up."""

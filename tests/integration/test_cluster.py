@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from headrace.runtime import kafka
 from headrace.runtime.dev.cluster import Cluster
+from headrace.runtime.errors import EmbeddedError
 from headrace.runtime.topics import TopicSpec
 
 # A cluster's start takes a quarter of a minute of CPU: once for all tests here.
@@ -143,6 +144,12 @@ def test_a_frozen_node_loses_what_it_leads_and_takes_its_copies_up_again(
     cluster.thaw(first)
     cluster.wait_in_sync()
     assert cluster.running() == cluster.nodes
+
+
+def test_a_topic_that_no_node_hears_of_is_said_to_be_unknown(cluster, monkeypatch):
+    monkeypatch.setattr("headrace.runtime.dev.cluster._ANSWER_TIMEOUT_S", 0.1)
+    with pytest.raises(EmbeddedError, match="a node must know the topic; got 'absent'"):
+        cluster.leader("absent", 0)
 
 
 def test_coordinators_are_where_the_brokers_say_they_are(cluster, topic, unique_name, wait_until):
