@@ -86,6 +86,7 @@ def test_a_call_that_hangs_keeps_its_client_no_longer_than_its_connections_are_i
     proxy, member, unique_name, wait_until, monkeypatch
 ):
     monkeypatch.setattr("headrace.streams.clients.HUNG_S", 0.1)
+    before = set(threading.enumerate())
     hangs = {"metadata.recovery.strategy": "rebootstrap", "connections.max.idle.ms": 3_000}
     with contextlib.closing(producer_of(proxy, unique_name, **hangs)) as producer:
         wait_until(lambda: producer.init(SLICE_S))
@@ -95,4 +96,5 @@ def test_a_call_that_hangs_keeps_its_client_no_longer_than_its_connections_are_i
         with pytest.raises(UndoneError, match="the client does not come back"):
             transact(producer, member, unique_name, 2)
 
-    wait_until(lambda: "headrace-transactions" not in {one.name for one in threading.enumerate()})
+    # The thread that makes its calls, and the proxy's for its connections, end with the client.
+    wait_until(lambda: not set(threading.enumerate()) - before)

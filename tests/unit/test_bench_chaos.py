@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -12,13 +13,14 @@ import fastavro
 import numpy as np
 import pyarrow as pa
 import pytest
+from rich.console import Console
 from stream_cases import make_payments, one_stage
 
 from bench.chaos import report
 from bench.chaos.reader import Seen
 from bench.chaos.rows import Outcome, Row, Size, all_rows
 from bench.chaos.rows_brokers import _inversions, _payment_id, pause_s
-from bench.chaos.run import exit_code
+from bench.chaos.run import exit_code, run_rows
 from bench.chaos.verdict import Outputs, compare, inversions, unlike
 from headrace.runtime.dev.proxy import KafkaFaultProxy
 from headrace.streams.testing import Driver
@@ -169,6 +171,25 @@ def test_a_missed_figure_fails_unless_it_is_known_and_a_row_without_a_result_fai
     assert exit_code({1: row()}, [missed], {}) == 1
     assert exit_code({1: row(known="slow disk")}, [missed], {}) == 0
     assert exit_code({1: row(), 2: row(2)}, [result(FINE)], {2: "the broker was gone"}) == 1
+
+
+def test_each_row_is_saved_when_it_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "bench.chaos.run.infrastructure", lambda *_: contextlib.nullcontext(object())
+    )
+    path, seen = tmp_path / "found.json", []
+
+    def look(_lab, _size):
+        seen.append(sorted(report.load(path)))
+        return FINE
+
+    rows = [dataclasses.replace(row(number), run=look) for number in (1, 2)]
+    sizes = {"runs": None, "events": None, "seconds": None}
+    options = types.SimpleNamespace(work=tmp_path, ci=False, **sizes)
+    run_rows(options, rows, 7, path, Console(file=io.StringIO()))
+
+    assert seen == [[], [1]]
+    assert sorted(report.load(path)) == [1, 2]
 
 
 def test_the_page_holds_measured_results_and_says_what_was_not_run(tmp_path):

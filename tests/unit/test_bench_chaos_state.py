@@ -141,3 +141,10 @@ def test_what_grows_while_it_warms_up_does_not_count():
     assert not Growth.of(rising, 600).too_much(3_600)
     assert Growth.of(rising, 0).too_much(3_600)
     assert Growth.of(samples(minutes=0.5), 30) is None
+
+
+@pytest.mark.parametrize(
+    ("mb_h", "threads", "beyond"), [(6.9, 0, False), (31.0, 0, True), (0.0, 5, True)]
+)
+def test_what_is_known_of_the_soak_excuses_some_memory_and_no_threads(mb_h, threads, beyond):
+    assert Growth(mb_h, mb_h, mb_h, 0.0, 0.0, threads).beyond_known(3_600) is beyond
